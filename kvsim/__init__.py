@@ -1,0 +1,3 @@
+"""Trace-driven discrete-event simulator of LLM serving."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,62 @@
+"""What is simulated: pools of equal replicas, their routers, the link between them, and the limits of a run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kvsim.core.hardware import Link
+from kvsim.core.seats import KVManager, Router, Scheduler, StepCost
+
+Role = Literal["mixed", "prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Equal replicas of one role. ``kv_bytes_per_token`` (all ranks together) prices a handoff's transfer."""
+
+    role: Role
+    replicas: int
+    scheduler: Scheduler
+    kv: KVManager
+    kv_blocks: int
+    cost: StepCost
+    router: Router
+    kv_bytes_per_token: int = 0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One ``mixed`` pool, or one ``prefill`` and one ``decode`` pool joined by ``link``.
+
+    ``max_model_len``: prompt + output limit in tokens; a prompt that reaches it is rejected, an output is cut at it.
+    ``reject_oversized``: reject a request whose KV can never fit in the pool (off: it waits for ever, as in vLLM).
+    """
+
+    pools: tuple[Pool, ...]
+    max_model_len: int
+    link: Link | None = None
+    reject_oversized: bool = True
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a trace is played and what is watched.
+
+    ``mode``: ``leap`` or ``step`` (visits every step; same results). ``closed_sessions``: a turn is sent think time
+    after its predecessor ended, instead of at its recorded time. ``max_concurrency``: at most so many requests in
+    flight. ``client_timeout_ns``: the client gives up. ``horizon_ns``: stop there. ``timeline_instants``: sampling
+    instants; None records every step. ``decisions``: called with replica id and one dict per step in the format of
+    the vLLM recordings (needs ``mode="step"``). ``check_laws``: verify conservation laws throughout. ``progress``:
+    called now and then with the number of requests ended.
+    """
+
+    mode: Literal["leap", "step"] = "leap"
+    seed: int = 0
+    closed_sessions: bool = False
+    max_concurrency: int | None = None
+    client_timeout_ns: int | None = None
+    horizon_ns: int | None = None
+    timeline_instants: int | None = 2000
+    decisions: Callable[[int, dict[str, Any]], None] | None = None
+    check_laws: bool = False
+    progress: Callable[[int], None] | None = None

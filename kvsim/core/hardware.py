@@ -1,0 +1,47 @@
+"""GPUs and links as a simulator sees them: memory, bandwidth, arithmetic, and how much of each is reached."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """How one kind of operator uses the hardware: three constants fitted to measurements.
+
+    An operator takes ``max(flops / (peak * compute), bytes / (bandwidth * memory)) + fixed_s``.
+    ``compute`` and ``memory`` are shares of the data-sheet peak in (0, 1]; ``fixed_s`` is seconds per call.
+    """
+
+    compute: float
+    memory: float
+    fixed_s: float
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One accelerator.
+
+    ``memory_bytes`` is the total that the driver reports, not the nominal size. Bandwidths are data-sheet
+    values in one direction. ``efficiency`` maps an operator kind (see ``kvsim/costs/roofline.py``) to its
+    fitted constants; ``source`` maps each figure to where it was read or measured.
+    """
+
+    name: str
+    memory_bytes: int
+    hbm_bytes_per_s: float
+    bf16_flops_per_s: float
+    gpu_link_bytes_per_s: float
+    efficiency: Mapping[str, Efficiency] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A path that KV bytes take between pools; transfers that run together share it fairly.
+
+    ``bytes_per_s`` is whole bytes per second (an integer keeps shares exact); ``latency_s`` is added once
+    per transfer and is not shared.
+    """
+
+    bytes_per_s: int
+    latency_s: float = 0.0

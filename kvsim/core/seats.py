@@ -1,0 +1,290 @@
+"""The five seats: the shapes that a reader, a router, a scheduler, a KV manager and a cost model must match.
+
+They are Protocols: match the shape, inherit nothing. A plug-in is a frozen dataclass whose fields are its
+parameters, so the scenario file, the checks and ``repr`` come for free. What it must remember during a run it
+makes in ``start(...)``; the engine keeps it.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvsim.core.hardware import Gpu
+from kvsim.core.model import ModelSpec
+from kvsim.core.request import Request
+from kvsim.core.shape import BatchShape
+from kvsim.core.trace import Trace
+
+
+class TraceReader(Protocol):
+    """Reads one trace format. ``recognises`` looks at the first bytes only and has no side effect."""
+
+    def recognises(self, head: str) -> bool:
+        """True if the first lines of a file (text, at most 64 KiB) are in this format."""
+        ...
+
+    def read(self, path: Path) -> Trace:
+        """The whole file: sorted, from 0, lengths >= 1; what was left out is counted in ``Trace.rows``.
+
+        Raises InputError (file, line, key, value) for a row that cannot be understood.
+        """
+        ...
+
+
+class WaitingQueue(Protocol):
+    """Requests that wait for admission; iterates in the order in which they are served."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Request]: ...
+
+    @property
+    def first(self) -> Request:
+        """The head of the queue. Raises IndexError if it is empty."""
+        ...
+
+
+class ReplicaView(Protocol):
+    """What a policy may read of a replica. Counters are free; walking ``running`` costs what a walk costs."""
+
+    id: int
+    free_blocks: int
+    decoding_count: int
+
+    @property
+    def now_s(self) -> float:
+        """Simulated seconds at which the step being planned starts."""
+        ...
+
+    @property
+    def waiting(self) -> WaitingQueue: ...
+
+    @property
+    def prefilling(self) -> Sequence[Request]:
+        """Running requests whose prompt (or recomputation) is not finished, in admission order."""
+        ...
+
+    @property
+    def running(self) -> Sequence[Request]:
+        """Every running request in admission order (a fresh list: a walk)."""
+        ...
+
+    @property
+    def running_count(self) -> int: ...
+
+    @property
+    def youngest(self) -> Request:
+        """The running request that was admitted last. Raises IndexError if none runs."""
+        ...
+
+    @property
+    def blocks_short(self) -> int:
+        """Blocks that are missing for every decode to grow by one token in this step; 0 if they suffice."""
+        ...
+
+    @property
+    def decode_growth_blocks(self) -> int:
+        """Blocks that the decodes need in this step."""
+        ...
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Prompt tokens (and tokens to recompute) of the requests in the waiting queue."""
+        ...
+
+    @property
+    def resident_tokens(self) -> int:
+        """Tokens of context that the running requests have in KV now."""
+        ...
+
+    @property
+    def requests_count(self) -> int:
+        """Requests waiting or running."""
+        ...
+
+    def context_tokens_of(self, request: Request) -> int:
+        """Tokens that this request has in KV before the step being planned."""
+        ...
+
+
+class Plan(Protocol):
+    """What the next step will do, as a difference: decoding is what happens when nobody says otherwise.
+
+    The verbs check, book and, when a victim was already planned, undo. A policy can be unfair, never inconsistent.
+    ``budget_tokens`` is what is left of ``max_num_batched_tokens`` after the decodes; ``preempted`` counts victims.
+    """
+
+    budget_tokens: int
+    preempted: int
+
+    def prefill(self, request: Request, max_tokens: int | None = None) -> int:
+        """Schedule the next chunk of a prefilling request: as much as budget, ``max_tokens`` and free blocks
+        allow. Returns the tokens scheduled (0: nothing)."""
+        ...
+
+    def admit(
+        self,
+        request: Request,
+        max_tokens: int | None = None,
+        *,
+        whole: bool = False,
+        reserve_full: bool = False,
+        keep_free_blocks: int = 0,
+    ) -> bool:
+        """Move the waiting head into the running list and schedule its first chunk, or change nothing.
+
+        ``whole``: only if everything that is to be computed fits in the budget. ``reserve_full``: only if blocks
+        for the whole prompt are free now (a test, not a reservation). ``keep_free_blocks`` must stay free after it.
+        """
+        ...
+
+    def preempt(self, request: Request) -> None:
+        """Take a running request's blocks and put it at the front of the waiting queue, to be recomputed."""
+        ...
+
+    def hold_decodes(self) -> None:
+        """No decode takes part in this step; the budget they had is free for prompts."""
+        ...
+
+    def in_order(self) -> Sequence[Request]:
+        """Start from nothing scheduled: the running list in admission order, the whole budget free.
+
+        For steps in which blocks or the budget bind and order matters; afterwards only requests given to
+        ``run`` take part, the others are held. It walks the batch, so use it only where ``tight`` says so.
+        """
+        ...
+
+    def tight(self, max_tokens: int | None = None) -> bool:
+        """True if the running list cannot get all it wants (chunks of at most ``max_tokens``), so order decides."""
+        ...
+
+    def run(self, request: Request, max_tokens: int | None = None) -> int:
+        """After ``in_order``: schedule a decode's token or a prefill's chunk. Returns tokens, or 0 if the blocks
+        for them are not free (nothing is booked then)."""
+        ...
+
+    def make_room(self) -> int:
+        """Preempt the youngest running request until every decode can grow. Returns the number of victims."""
+        ...
+
+    def review_at(self, time_s: float) -> None:
+        """Call ``plan`` again at the first step that starts at or after this time, even if nothing changed."""
+        ...
+
+    def review_after(self, steps: int) -> None:
+        """Call ``plan`` again after this many steps, even if nothing changed."""
+        ...
+
+
+class Scheduler(Protocol):
+    """Decides what runs in the next step.
+
+    ``plan`` is called when there is something to decide: a request waits or is being prefilled, blocks are short,
+    a review is due, or requests joined or left while something was held back. With ``every_step`` True (also the
+    meaning of leaving it out) it is called before each step, and the replica cannot leap.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+    def plan(self, replica: ReplicaView, plan: Plan) -> None:
+        """Say what runs in the step that starts now, in the verbs of ``plan``."""
+        ...
+
+
+class Router(Protocol):
+    """Chooses the replica for a request. Reads counters, never changes a replica."""
+
+    def start(self, rng: np.random.Generator) -> object:
+        """Memory for one run (None if there is none)."""
+        ...
+
+    def route(self, request: Request, replicas: Sequence[ReplicaView], memory: object) -> int:
+        """Position in ``replicas`` (in id order) of the chosen one; ties go to the lowest id."""
+        ...
+
+
+class KVPool(Protocol):
+    """The block ledger of one replica: ``free_blocks`` plus what requests hold is ``total_blocks`` at any moment.
+
+    Decodes grow by one token per step; the pool counts them by phase, so growth over many steps is arithmetic.
+    """
+
+    total_blocks: int
+    free_blocks: int
+
+    def lookup(self, request: Request) -> int:
+        """Tokens of this request that are already in KV (prefix reuse). No side effect."""
+        ...
+
+    def can_admit(self, tokens: int, keep_free_blocks: int) -> bool:
+        """True if ``tokens`` would fit and ``keep_free_blocks`` stay free."""
+        ...
+
+    def allocate(self, request: Request, tokens: int) -> bool:
+        """Grow what the request holds to ``tokens`` of context. Says yes or no, never half."""
+        ...
+
+    def release(self, request: Request, context_tokens: int) -> None:
+        """Give back everything that the request holds."""
+        ...
+
+    def join(self, request: Request, context_tokens: int, step: int) -> None:
+        """The request decodes from decode step number ``step`` on, with this context."""
+        ...
+
+    def leave(self, request: Request, context_tokens: int) -> None:
+        """The request no longer decodes; it keeps the blocks of its context."""
+        ...
+
+    def growth_blocks(self, step: int, steps: int) -> int:
+        """Blocks that the decodes need in ``steps`` steps from decode step ``step`` on."""
+        ...
+
+    def steps_until_short(self, step: int, limit: int) -> int:
+        """The most steps (at most ``limit``) from ``step`` on whose growth fits in the free blocks."""
+        ...
+
+
+class KVManager(Protocol):
+    """How KV is laid out; makes one ledger per replica."""
+
+    block_size: int
+
+    def start(self, total_blocks: int) -> KVPool:
+        """A fresh ledger of ``total_blocks`` blocks."""
+        ...
+
+    def stored(self, context_tokens: int) -> int:
+        """Tokens kept in KV for a context of this length (piecewise linear)."""
+        ...
+
+    def attended(self, context_tokens: int) -> int:
+        """Tokens read by one decode step at this context (piecewise linear)."""
+        ...
+
+
+class StepCost(Protocol):
+    """How long a step takes, for one model on one kind of GPU. Pure: same shape, same seconds.
+
+    Scalar and vector forms must agree in the last bit: use + - * / sqrt, min, max and tables only.
+    """
+
+    def step_s(self, shape: BatchShape) -> float:
+        """Seconds of one step of this shape."""
+        ...
+
+    def steps_s(self, shape: BatchShape, steps: int) -> Sequence[float] | NDArray[np.float64]:
+        """Seconds of each of ``steps`` steps, shape (steps,): the first has this shape (decodes only), and in each
+        following one every decode has one more token of context."""
+        ...
+
+
+class CostModel(Protocol):
+    """Parameters of a cost model; ``start`` binds them to what is being priced."""
+
+    def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> StepCost:
+        """The price list for this model on this GPU. Raises InputError if it cannot price it."""
+        ...
