@@ -1,0 +1,189 @@
+"""A step time from the operators of the model and the limits of the GPU."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvsim.core.errors import InputError
+from kvsim.core.hardware import Efficiency, Gpu
+from kvsim.core.model import ModelSpec
+from kvsim.core.shape import BatchShape
+from kvsim.costs.stretch import linear_stretch
+
+GENERIC: Final[Mapping[str, Efficiency]] = MappingProxyType(
+    {
+        "gemm": Efficiency(0.7, 0.85, 3e-6),
+        "prefill_attention": Efficiency(0.4, 0.5, 10e-6),
+        "decode_attention": Efficiency(0.5, 0.75, 10e-6),
+        "elementwise": Efficiency(1.0, 0.7, 2e-6),
+        "all_reduce": Efficiency(1.0, 0.7, 6e-6),
+    }
+)
+"""Operator kinds, and what a GPU without measurements of its own gets."""
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step = layers x operators + LM head + host time; an operator takes
+    ``max(flops / (peak * compute), bytes / (bandwidth * memory)) + fixed_s``.
+
+    Operators of a layer: QKV, O, gate/up and down GEMMs; prefill and decode attention; two RMSNorms with residual,
+    rotary embedding, write of the new KV, gated activation; with tensor parallelism two all-reduces.
+    ``host_step_s`` and ``host_request_s`` are what the engine's host adds to a step and to each request in it.
+    Not modelled: tile and wave quantisation, CUDA-graph padding, uneven contexts in a batch, sampling.
+
+    Source: Williams et al., Roofline, CACM 2009; efficiencies from ``gpu.efficiency``, else ``GENERIC``.
+    """
+
+    host_step_s: float = 1e-3
+    host_request_s: float = 5e-6
+
+    def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> "RooflineStep":
+        """Prices for this model on this GPU. Raises InputError if the model cannot be split over so many GPUs."""
+        return RooflineStep(self, model, gpu, tensor_parallel_size)
+
+
+class RooflineStep:
+    """Prices steps of one model on one kind of GPU.
+
+    ``generic_operators`` names the operator kinds for which the GPU has no measured efficiency.
+    What depends on the tokens of the batch alone (GEMMs, elementwise, all-reduce) is computed once per count.
+    """
+
+    __slots__ = (
+        "_decode_context_s",
+        "_decode_fixed_s",
+        "_decode_request_s",
+        "_head_s",
+        "_host_request_s",
+        "_linear_s",
+        "_operators",
+        "_prefill_byte_s",
+        "_prefill_fixed_s",
+        "_prefill_flop_s",
+        "_prefill_token_s",
+        "generic_operators",
+    )
+
+    def __init__(self, cost: Roofline, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
+        operators = _Operators(cost, model, gpu, tensor_parallel_size)
+        self.generic_operators = tuple(kind for kind in GENERIC if kind not in gpu.efficiency)
+        self._operators = operators
+        self._linear_s: dict[int, float] = {}
+        self._head_s: dict[int, float] = {0: 0.0}
+        self._host_request_s = cost.host_request_s
+
+        # One query token against one key: 2 multiply-adds per head and dimension. KV is read once per chunk.
+        pair_flops = 4 * operators.q_width * model.layers
+        kv_bytes = 2 * operators.kv_width * model.dtype_bytes * model.layers
+        query_bytes = 2 * operators.q_width * model.dtype_bytes * model.layers  # Q in, attention output out
+        prefill = operators.efficiency["prefill_attention"]
+        prefill_bytes_per_s = gpu.hbm_bytes_per_s * prefill.memory
+        # Causal: a chunk c after a context x has c * x + c^2 / 2 pairs; the half is taken here.
+        self._prefill_flop_s = pair_flops / 2 / (gpu.bf16_flops_per_s * prefill.compute)
+        self._prefill_byte_s = kv_bytes / prefill_bytes_per_s
+        self._prefill_token_s = (kv_bytes + query_bytes) / prefill_bytes_per_s
+        self._prefill_fixed_s = prefill.fixed_s * model.layers
+        # A decode attends its context and its own token; both reading and arithmetic are proportional to them.
+        decode = operators.efficiency["decode_attention"]
+        decode_bytes_per_s = gpu.hbm_bytes_per_s * decode.memory
+        self._decode_context_s = max(
+            kv_bytes / decode_bytes_per_s, pair_flops / (gpu.bf16_flops_per_s * decode.compute)
+        )
+        self._decode_request_s = self._decode_context_s + query_bytes / decode_bytes_per_s + cost.host_request_s
+        self._decode_fixed_s = decode.fixed_s * model.layers
+
+    def step_s(self, shape: BatchShape) -> float:
+        """Seconds of one step."""
+        tokens = shape.prefill_tokens
+        decodes = shape.decode_requests
+        step_s = self._linear_and_head_s(tokens + decodes, shape.sampled_requests)
+        if tokens:
+            flop_s = (2 * shape.prefill_chunk_contexts + shape.prefill_chunk_squares) * self._prefill_flop_s
+            byte_s = shape.prefill_context_tokens * self._prefill_byte_s + tokens * self._prefill_token_s
+            step_s += self._prefill_fixed_s + shape.prefill_requests * self._host_request_s
+            step_s += flop_s if flop_s > byte_s else byte_s
+        if decodes:
+            step_s += self._decode_fixed_s + decodes * self._decode_request_s
+            step_s += shape.decode_context_tokens * self._decode_context_s
+        return step_s
+
+    def steps_s(self, shape: BatchShape, steps: int) -> Sequence[float] | NDArray[np.float64]:
+        """Seconds of each of ``steps`` decode steps, (steps,): every decode gains a token of context per step."""
+        decodes = shape.decode_requests
+        fixed_s = self._linear_and_head_s(decodes, shape.sampled_requests)
+        fixed_s += self._decode_fixed_s + decodes * self._decode_request_s
+        return linear_stretch(fixed_s, self._decode_context_s, shape, steps)
+
+    def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
+        try:
+            return self._linear_s[tokens] + self._head_s[sampled]
+        except KeyError:
+            self._linear_s[tokens] = self._operators.linear_s(tokens)
+            self._head_s[sampled] = self._operators.head_s(sampled) if sampled else 0.0
+            return self._linear_s[tokens] + self._head_s[sampled]
+
+
+class _Operators:
+    """The operators whose cost depends on a number of tokens alone, of one rank."""
+
+    def __init__(self, cost: Roofline, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
+        tp = tensor_parallel_size
+        for what, size in (("attention heads", model.heads), ("MLP columns", model.intermediate_size)):
+            if size % tp:
+                raise InputError(
+                    f"{tp} GPUs cannot share the {size} {what} of {model.name}",
+                    key="tensor_parallel_size",
+                    hint=f"it must divide {size}",
+                )
+        self.cost, self.model, self.gpu, self.tp = cost, model, gpu, tp
+        self.efficiency = {**GENERIC, **gpu.efficiency}
+        self.q_width = model.heads // tp * model.head_dim
+        self.kv_width = max(1, model.kv_heads // tp) * model.head_dim
+        self.mlp_width = model.intermediate_size // tp
+
+    def linear_s(self, tokens: int) -> float:
+        """Seconds of everything but attention and LM head in a step of so many tokens, host time included."""
+        hidden = self.model.hidden_size
+        layer_s = (
+            self.gemm_s(tokens, self.q_width + 2 * self.kv_width, hidden)
+            + self.gemm_s(tokens, hidden, self.q_width)
+            + self.gemm_s(tokens, 2 * self.mlp_width, hidden)
+            + self.gemm_s(tokens, hidden, self.mlp_width)
+            + 2 * self.elementwise_s(tokens, 4 * hidden)  # RMSNorm: read x and residual, write both
+            + self.elementwise_s(tokens, 2 * (self.q_width + self.kv_width))  # rotary embedding of Q and K, in place
+            + self.elementwise_s(tokens, 4 * self.kv_width)  # new K and V into the cache
+            + self.elementwise_s(tokens, 3 * self.mlp_width)  # gated activation: read two, write one
+            + 2 * self.all_reduce_s(tokens)
+        )
+        return self.model.layers * layer_s + self.cost.host_step_s
+
+    def head_s(self, sampled: int) -> float:
+        """Seconds of the LM head for so many sampled positions; the vocabulary is split over the ranks."""
+        return self.gemm_s(sampled, -(-self.model.vocab_size // self.tp), self.model.hidden_size)
+
+    def gemm_s(self, m: int, n: int, k: int) -> float:
+        """y[m, n] = x[m, k] W[n, k]^T: 2 m n k FLOPs; weights, input and output cross the memory once."""
+        fitted = self.efficiency["gemm"]
+        flop_s = 2 * m * n * k / (self.gpu.bf16_flops_per_s * fitted.compute)
+        bytes_moved = (n * k + m * k + m * n) * self.model.dtype_bytes
+        return max(flop_s, bytes_moved / (self.gpu.hbm_bytes_per_s * fitted.memory)) + fitted.fixed_s
+
+    def elementwise_s(self, tokens: int, values: int) -> float:
+        """``values`` numbers read or written per token."""
+        fitted = self.efficiency["elementwise"]
+        bytes_moved = tokens * values * self.model.dtype_bytes
+        return bytes_moved / (self.gpu.hbm_bytes_per_s * fitted.memory) + fitted.fixed_s
+
+    def all_reduce_s(self, tokens: int) -> float:
+        """Sum of the ranks' hidden states: a ring sends 2 (tp - 1) / tp of the message over each link."""
+        if self.tp == 1:
+            return 0.0
+        fitted = self.efficiency["all_reduce"]
+        message_bytes = tokens * self.model.hidden_size * self.model.dtype_bytes
+        ring_bytes = message_bytes * 2 * (self.tp - 1) / self.tp
+        return ring_bytes / (self.gpu.gpu_link_bytes_per_s * fitted.memory) + fitted.fixed_s
