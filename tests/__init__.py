@@ -1,0 +1,1 @@
+"""Tests as experiments; README.md says which folder a question belongs to."""
