@@ -38,16 +38,22 @@ class ModelSpec:
         kv_heads = max(1, self.kv_heads // tensor_parallel_size)
         return 2 * self.layers * kv_heads * self.head_dim * self.dtype_bytes
 
-    def parameters(self) -> int:
-        """Number of weights: embeddings, attention, gated MLP, RMSNorms and the LM head (once if tied).
+    def parameters(self, tensor_parallel_size: int = 1) -> int:
+        """Number of weights on one GPU: embeddings, attention, gated MLP, RMSNorms and the LM head (once if tied).
+
+        Matrices are split over the ranks (embeddings and LM head by vocabulary, KV heads as in
+        ``kv_bytes_per_token``); norms are whole on each.
 
         >>> ModelSpec("7b", 32, 4096, 32, 32, 128, 11008, 32000, 4096).parameters()   # Llama-2-7B
         6738415616
         """
-        attention = self.hidden_size * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        tp = tensor_parallel_size
+        q_width = self.heads // tp * self.head_dim
+        kv_width = max(1, self.kv_heads // tp) * self.head_dim
+        attention = self.hidden_size * 2 * (q_width + kv_width)
         if self.qkv_bias:
-            attention += self.head_dim * (self.heads + 2 * self.kv_heads)
-        mlp = 3 * self.hidden_size * self.intermediate_size
+            attention += q_width + 2 * kv_width
+        mlp = 3 * self.hidden_size * (self.intermediate_size // tp)
         norms = 2 * self.hidden_size
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        embeddings = -(-self.vocab_size // tp) * self.hidden_size * (1 if self.tied_embeddings else 2)
         return self.layers * (attention + mlp + norms) + self.hidden_size + embeddings

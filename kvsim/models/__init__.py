@@ -1,1 +1,35 @@
-"""models"""
+"""Which model is simulated: a catalogue of data files, and the reader of Hugging Face ``config.json``.
+
+Add a model: copy a file of ``data/`` and state where each figure was read; its name is the file's. No code.
+You may import: kvsim.core. Copy: ``data/llama-2-7b.toml``. Check: ``pytest tests/unit/models``.
+Who calls you: the scenario, once per run (``load_model``), and ``kvsim list models`` (``MODELS``).
+"""
+
+from pathlib import Path
+
+from kvsim.core import catalogue
+from kvsim.core.model import ModelSpec
+from kvsim.models.huggingface import read_config
+
+_DATA = Path(__file__).parent / "data"
+
+MODELS: tuple[str, ...] = catalogue.names(_DATA)
+"""Names of the catalogue, sorted."""
+
+
+def load_model(name_or_path: str, base_dir: Path = Path()) -> ModelSpec:
+    """The model that a scenario names: a catalogue entry, a ``.toml`` in the catalogue's format, or a ``config.json``.
+
+    Paths are relative to ``base_dir``. Raises InputError for an unknown name (with the nearest), a missing file, an
+    unknown, missing or wrong key, and for an architecture that is not modelled.
+
+    >>> load_model("llama-3.1-8b").kv_heads
+    8
+    """
+    path = catalogue.locate("model", name_or_path, _DATA, base_dir, (".toml", ".json"))
+    if path.suffix == ".json":
+        return read_config(path)
+    return catalogue.build(ModelSpec, {"name": path.stem, **catalogue.read_toml(path)}, path)
+
+
+__all__ = ["MODELS", "load_model"]
