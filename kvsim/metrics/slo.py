@@ -1,0 +1,57 @@
+"""Service level objectives: bounds in milliseconds, and which requests meet them."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvsim.core.runlog import NEVER, RunLog
+from kvsim.metrics.latency import finished
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Inclusive bounds in milliseconds; None is unbounded. All must hold.
+
+    ``itl_ms`` bounds a request's largest gap; ``tpot_ms`` and ``normalized_tpot_ms`` are averages per token.
+    Source of the rules: ``vllm bench serve --goodput`` (a one-token output meets any TPOT).
+    """
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    e2el_ms: float | None = None
+    itl_ms: float | None = None
+    normalized_tpot_ms: float | None = None
+
+    def bounds(self) -> dict[str, float]:
+        """The bounds that are set, by metric name (``ttft``, ``tpot``, ...)."""
+        named = {field.name.removesuffix("_ms"): getattr(self, field.name) for field in fields(self)}
+        return {name: bound for name, bound in named.items() if bound is not None}
+
+
+def met(log: RunLog, slo: Slo) -> dict[str, NDArray[np.bool_]]:
+    """For each bound that is set: requests (n,) bool that finished and keep it.
+
+    Compared in integer nanoseconds, a bound rounded to the nearest one, so a value on the bound is inside.
+    """
+    done = finished(log)
+    decode_ns = log.finish_ns - log.first_token_ns
+    gap_ns = np.where(log.max_gap_ns == NEVER, 0, log.max_gap_ns)
+    spent_ns_and_tokens = {
+        "ttft": (log.first_token_ns - log.arrival_ns, 1),
+        "tpot": (decode_ns, np.maximum(log.output_tokens - 1, 1)),
+        "e2el": (log.finish_ns - log.arrival_ns, 1),
+        "itl": (gap_ns, 1),
+        "normalized_tpot": (log.finish_ns - log.arrival_ns, log.output_tokens),
+    }
+    result = {}
+    for name, bound_ms in slo.bounds().items():
+        spent_ns, tokens = spent_ns_and_tokens[name]
+        result[name] = done & (spent_ns <= np.round(bound_ms * 1e6) * tokens)
+    return result
+
+
+def good(log: RunLog, slo: Slo) -> NDArray[np.bool_] | None:
+    """Requests (n,) bool that finished and keep every bound; None if no bound is set."""
+    keeps = met(log, slo)
+    return np.logical_and.reduce(list(keeps.values())) if keeps else None
