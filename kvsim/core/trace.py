@@ -37,6 +37,8 @@ class Trace:
     - ``think_ns`` int64, pause between the end of the previous turn and this one; None if the trace has none
     - ``priority`` int64, lower is served first; None if the trace has none
     - ``session_names[k]`` is what the file called session ``k``
+    - ``source_failed_before`` (m,) int64: for each row that failed in the traced system, in file order, how many rows
+      of the trace stand before it; None if not recorded
     """
 
     arrival_ns: NDArray[np.int64]
@@ -50,6 +52,7 @@ class Trace:
     format: str | None = None
     sha256: str | None = None
     rows: TraceRows | None = None
+    source_failed_before: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
