@@ -1,1 +1,16 @@
-"""workload"""
+"""From a trace file to the requests of a run.
+
+- Here: ``readers/`` (one format per file), ``reading.py`` (which reader), ``transforms.py`` (Trace to Trace),
+  ``writers.py`` (Trace to file), ``generate.py`` (seeded synthetic traces; ``python -m kvsim.workload.generate``).
+- You implement a reader (see ``readers/``), or a transform: a pure function from a Trace to a Trace that keeps
+  ``Trace.rows`` adding up and leaves out nothing without counting it.
+- You may import kvsim.core and numpy; pyarrow only inside functions or in ``readers/table.py``; never pandas.
+- Copy ``readers/azure_2023.py`` or ``transforms.rate_scale``.
+- Then run ``pytest tests/unit/workload tests/invariants/test_readers.py``.
+- The scenario layer calls you.
+"""
+
+from kvsim.workload.reading import read_trace
+from kvsim.workload.transforms import limit, rate_scale
+
+__all__ = ["limit", "rate_scale", "read_trace"]
