@@ -64,7 +64,8 @@ def build(cls: type[T], table: Mapping[str, Any], path: Path, *, within: str = "
                 raise InputError("missing key", file=path, key=prefix + name, hint=f"needed: {needed}")
         elif not fits(table[name]):
             raise InputError(f"{table[name]!r} is not allowed", file=path, key=prefix + name, hint=f"needed: {needed}")
-    return cls(**table)
+    floats = {name: float(table[name]) for name, field in known.items() if field.type is float and name in table}
+    return cls(**{**table, **floats})
 
 
 def _is_text_table(value: object) -> bool:

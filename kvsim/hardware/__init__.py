@@ -8,6 +8,7 @@ by hand, on a folder of operator measurements.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,11 @@ def load_gpu(name_or_path: str, base_dir: Path = Path()) -> Gpu:
     efficiency = table.pop("efficiency", {})
     if not isinstance(efficiency, dict):
         raise InputError(f"{efficiency!r} is not allowed", file=path, key="efficiency", hint="needed: a table")
-    table["efficiency"] = {kind: _efficiency(kind, constants, path) for kind, constants in efficiency.items()}
     gpu = catalogue.build(Gpu, table, path)
     for key in ("hbm_bytes_per_s", "bf16_flops_per_s", "gpu_link_bytes_per_s"):
         if getattr(gpu, key) == 0:
             raise InputError("0 is not allowed", file=path, key=key, hint="needed: a number above 0")
-    return gpu
+    return replace(gpu, efficiency={kind: _efficiency(kind, constants, path) for kind, constants in efficiency.items()})
 
 
 def _efficiency(kind: str, constants: Mapping[str, Any], path: Path) -> Efficiency:
