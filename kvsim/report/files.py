@@ -57,16 +57,17 @@ def write_run(
     lock_text: str,
     run_info: Mapping[str, Any],
     overwrite: bool = False,
-    slo: Slo | None = None,
 ) -> Path:
     """Write ``requests.parquet timeline.parquet scenario.lock.yaml run.json summary.json``. Returns the folder.
 
     Equal runs give equal bytes in all but ``run.json``. A new folder appears complete in one rename. In a folder
     that is already there, files are replaced one by one and the summary goes first and comes last, so that an
     interrupted run never looks complete; files that a run does not write are left alone. On any error, also
-    Ctrl-C, what was written is removed. ``slo`` fills the column ``good``. Raises InputError as ``prepare_output``.
+    Ctrl-C, what was written is removed. The summary's ``slo`` fills the column ``good``.
+    Raises InputError as ``prepare_output``.
     """
     path = prepare_output(out_dir, overwrite)
+    slo = Slo.of(summary["kvsim"]["slo"] or {})
     try:
         with _moved_into_place(path) as folder:
             _write_parquet(folder / "requests.parquet", REQUESTS, request_batches(log, trace, slo))
