@@ -1,0 +1,169 @@
+"""Reference = step = leap: every column of every request in nanoseconds, every gap, transfer and block peak."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from kvsim.core.trace import Trace
+from tests.reference import Outcome, PoolSpec
+from tests.worlds import ODD, ROUND, World, assert_equal_logs, assert_same, replica, world, worlds
+
+
+def traffic(
+    n: int,
+    seed: int,
+    *,
+    per_s: float = 200.0,
+    prompt: tuple[int, int] = (1, 400),
+    output: tuple[int, int] = (1, 60),
+    burst: int = 1,
+    sessions: int = 0,
+) -> Trace:
+    """Poisson arrivals of bursts, log-uniform lengths; turns belong to ``sessions`` sessions, some to none."""
+    rng = np.random.default_rng(seed)
+    at_s = np.repeat(np.cumsum(rng.exponential(burst / per_s, -(-n // burst))), burst)[:n]
+
+    def lengths(low: int, high: int) -> np.ndarray:
+        return np.exp(rng.uniform(np.log(low), np.log(high + 1), n)).astype(np.int64)
+
+    return Trace(
+        np.round(at_s * 1e9).astype(np.int64),
+        lengths(*prompt),
+        lengths(*output),
+        session=rng.integers(-1, sessions, n) if sessions else None,
+        think_ns=rng.choice([0, 1_000_000, 50_000_001], n) if sessions else None,
+    )
+
+
+def split(link: tuple[int, float], prefill: PoolSpec, decode: PoolSpec, trace: Trace, **options: object) -> World:
+    prefill = replace(prefill, role="prefill", kv_bytes_per_token=1000)
+    return world(trace, prefill, replace(decode, role="decode"), link=link, **options)
+
+
+TIGHT = replica(cost=ODD, kv_blocks=60)
+ROOMY = replica(cost=ODD)
+CONFIGURATIONS = {
+    "plenty of everything": world(traffic(300, 1), ROOMY),
+    "preemptions": world(traffic(800, 2, per_s=100, prompt=(1, 200), output=(50, 400)), TIGHT),
+    "preemptions in mid-prefill": world(
+        traffic(300, 3, prompt=(50, 800), output=(10, 120)),
+        replica(cost=ODD, kv_blocks=80, scheduler_reserve_full_isl=False, max_num_batched_tokens=96),
+    ),
+    "watermark": world(traffic(300, 4, output=(10, 200)), replace(TIGHT, watermark=0.1)),
+    "long prompts in small chunks": world(
+        traffic(120, 5, per_s=30, prompt=(100, 5000)), replica(cost=ODD, max_num_batched_tokens=64)
+    ),
+    "threshold": world(
+        traffic(150, 6, per_s=20, prompt=(100, 5000)),
+        replica(cost=ODD, max_num_batched_tokens=512, long_prefill_token_threshold=128),
+    ),
+    "adaptive threshold": world(
+        traffic(150, 7, prompt=(100, 3000)),
+        replica(
+            cost=ODD,
+            max_num_batched_tokens=1024,
+            long_prefill_token_threshold=64,
+            long_prefill_token_threshold_adaptive=True,
+        ),
+    ),
+    "prompts never split": world(
+        traffic(200, 8), replica(cost=ODD, kv_blocks=90, enable_chunked_prefill=False, max_num_batched_tokens=500)
+    ),
+    "one-token outputs": world(traffic(400, 9, output=(1, 1)), replica(max_num_batched_tokens=256)),
+    "tied arrivals on step ends": world(
+        traffic(400, 10, burst=40, prompt=(1, 100), output=(1, 60)),
+        replica(cost=ROUND, kv_blocks=40, max_num_seqs=16),
+    ),
+    "block size 1": world(
+        traffic(200, 11, prompt=(1, 100), output=(10, 200)), replica(cost=ODD, block_size=1, kv_blocks=300)
+    ),
+    "prefill first": world(
+        traffic(300, 12, prompt=(1, 200), output=(10, 300)),
+        replica(cost=ODD, scheduler="prefill_first", kv_blocks=60, max_num_batched_tokens=600, watermark=0.01),
+    ),
+    "three replicas, round robin": world(traffic(300, 13, per_s=600, output=(10, 200)), replace(TIGHT, replicas=3)),
+    "three replicas, random": world(
+        traffic(300, 14, per_s=600, output=(10, 200)), replace(TIGHT, replicas=3, router="random"), seed=5
+    ),
+    "three replicas, least requests": world(
+        traffic(300, 15, per_s=600, output=(10, 200), burst=5), replace(TIGHT, replicas=3, router="least_requests")
+    ),
+    "three replicas, least tokens": world(
+        traffic(300, 16, per_s=600, output=(10, 200), burst=5), replace(TIGHT, replicas=3, router="least_tokens")
+    ),
+    "sessions": world(
+        traffic(300, 17, sessions=30, output=(10, 200)),
+        replace(TIGHT, replicas=2, router="least_requests"),
+        closed_sessions=True,
+    ),
+    "max_concurrency": world(traffic(300, 18, burst=30, output=(10, 200)), TIGHT, max_concurrency=17),
+    "sessions under max_concurrency": world(
+        traffic(300, 19, sessions=40, output=(10, 200)),
+        replica(cost=ROUND, kv_blocks=60),
+        closed_sessions=True,
+        max_concurrency=15,
+    ),
+    "impatient clients": world(traffic(300, 20, output=(10, 200)), TIGHT, client_timeout_ns=300_000_000),
+    "horizon": world(traffic(300, 21, output=(10, 200)), TIGHT, horizon_ns=800_000_000),
+    "outputs cut and prompts refused": world(
+        traffic(200, 22, prompt=(1, 1500), output=(1, 400)), replica(kv_blocks=40), max_model_len=700
+    ),
+    "stuck behind an oversized prompt": world(
+        traffic(100, 23, prompt=(1, 900)), replica(kv_blocks=40), reject_oversized=False
+    ),
+    "handoff": split((20_000_000, 0.0005), replace(ROOMY, replicas=2), replace(ROOMY, replicas=2), traffic(200, 24)),
+    "handoff over a slow link into a small pool": split(
+        (3_000_001, 0.0012345),
+        replace(ROOMY, replicas=2, kv_blocks=300, router="least_tokens"),
+        replace(TIGHT, replicas=2, router="least_tokens"),
+        traffic(200, 25, output=(1, 120)),
+    ),
+    "handoff of ties at no latency": split(
+        (10_000_000, 0.0), replica(kv_blocks=200), replica(kv_blocks=60, replicas=2), traffic(200, 26, burst=20)
+    ),
+    "handoff with sessions and impatient clients": split(
+        (2_000_000, 0.002),
+        replace(ROOMY, kv_blocks=200),
+        replace(TIGHT, scheduler="prefill_first", watermark=0.01, router="least_requests", replicas=2),
+        traffic(200, 27, sessions=30, output=(5, 80)),
+        closed_sessions=True,
+        client_timeout_ns=900_000_000,
+        max_concurrency=25,
+    ),
+}
+
+
+@cache
+def reference(name: str) -> Outcome:
+    return CONFIGURATIONS[name].reference()
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_reference_step_and_leap_agree(name: str) -> None:
+    outcome = reference(name)
+    step = CONFIGURATIONS[name].simulate("step", check_laws=True)
+    assert_same(step, outcome)
+    assert_equal_logs(step, CONFIGURATIONS[name].simulate("leap"))
+
+
+def test_the_configurations_are_hard() -> None:
+    """Agreement means little where nothing happens: count what did."""
+    outcomes = [reference(name) for name in CONFIGURATIONS]
+    rows = [request for outcome in outcomes for request in outcome.requests]
+    assert sum(request.preemptions for request in rows) > 3000
+    for status, at_least in {"finished": 5000, "abandoned": 100, "rejected": 10, "unfinished": 100}.items():
+        assert sum(request.status == status for request in rows) >= at_least, status
+    assert {request.reason for request in rows} >= {"stuck", "horizon", "not_sent", "exceeds_kv_pool"}
+    assert sum(len(outcome.transfers) for outcome in outcomes) > 500
+    assert max(len(outcome.steps) for outcome in outcomes) == 4
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(worlds())
+def test_random_worlds_agree(random_world: World) -> None:
+    outcome = random_world.reference()
+    assert_same(random_world.simulate("leap"), outcome)
+    assert_same(random_world.simulate("step"), outcome)
