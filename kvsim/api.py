@@ -1,0 +1,134 @@
+"""Running a scenario from Python: ``kvsim.run``. The command line calls the same two steps, resolve and execute."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kvsim import __version__
+from kvsim.core.errors import InputError
+from kvsim.engine import simulate
+from kvsim.metrics.laws import broken_laws
+from kvsim.metrics.slo import Slo
+from kvsim.metrics.summary import summarise
+from kvsim.report.files import prepare_output, run_info, write_run
+from kvsim.report.result import Result
+from kvsim.scenario import Scenario
+from kvsim.scenario.resolve import Resolved, resolve
+
+
+def run(
+    scenario: str | os.PathLike[str] | Scenario,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    allow_plugins: bool = True,
+    **keys: Any,
+) -> Result:
+    """Simulate a scenario (a YAML file, or a ``Scenario``) and return its ``Result``.
+
+    ``keys`` replace what the scenario says, by name or dotted path; mappings are merged key by key:
+    ``kvsim.run("s.yaml", seed=1, cluster={"replicas": 2}, **{"workload.trace.limit": 100})``. Relative paths in
+    them start at the working directory. Files are written only if ``out`` names a folder, which must be new or
+    empty unless ``overwrite``. Raises InputError for a mistake in the scenario, the trace or the folder.
+    """
+    if isinstance(scenario, Scenario):
+        scenario = scenario.replace(**keys) if keys else scenario
+    else:
+        scenario = Scenario.load(Path(scenario), keys)
+    return execute(resolve(scenario, allow_plugins=allow_plugins), out=out, overwrite=overwrite).result
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A result, and the laws that the run broke (one line each; looked for only when asked)."""
+
+    result: Result
+    broken_laws: tuple[str, ...] = ()
+
+
+def execute(
+    resolved: Resolved,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    check_laws: bool = False,
+    decisions: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+    resolve_s: float = 0.0,
+) -> Outcome:
+    """Simulate, summarise, and write the result folder if ``out`` names one.
+
+    ``decisions``: file for each step's decisions (JSON lines, gzip if it ends in ``.gz``; visits every step).
+    ``progress`` is called now and then with the number of requests that have ended. ``resolve_s``: wall seconds that
+    the caller has spent before, for ``run.json``. Raises InputError for a folder or file that cannot be written.
+    """
+    out_dir = None if out is None else prepare_output(out, overwrite)
+    options = replace(resolved.options, check_laws=check_laws, progress=progress)
+    started_s = time.perf_counter()
+    if decisions is None:
+        log = simulate(resolved.trace, resolved.cluster, options)
+    else:
+        with _decisions_file(decisions, replicas=sum(p.pool.replicas for p in resolved.pools)) as write:
+            log = simulate(resolved.trace, resolved.cluster, replace(options, mode="step", decisions=write))
+    simulated_s = time.perf_counter()
+    scenario = resolved.scenario
+    summary = summarise(
+        log,
+        resolved.trace,
+        version=__version__,
+        slo=Slo(**scenario.slo.model_dump()),
+        warmup_s=scenario.measure.warmup_s,
+        gpus=resolved.gpus,
+        label=scenario.label,
+        model_id=resolved.model.name,
+        max_concurrency=scenario.workload.max_concurrency,
+        seed=scenario.seed,
+        scenario_hash=resolved.scenario_hash,
+        engine_preset=scenario.engine.preset,
+        approximation=resolved.notes,
+    )
+    if out_dir is not None:
+        wall_s = {
+            "resolve": resolve_s,
+            "simulate": simulated_s - started_s,
+            "summarise": time.perf_counter() - simulated_s,
+        }
+        write_run(out_dir, log, resolved.trace, summary, resolved.lock, run_info(wall_s), overwrite=overwrite)
+    result = Result(summary=summary, log=log, trace=resolved.trace, out_dir=out_dir)
+    return Outcome(result, tuple(broken_laws(log)) if check_laws else ())
+
+
+@contextmanager
+def _decisions_file(path: Path, replicas: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+    """A writer of one JSON object per step, which names its replica if there are several.
+
+    The file appears when the block completes; equal runs give equal bytes.
+    """
+    temporary = path.with_name(f"{path.name}.kvsim-tmp-{secrets.token_hex(4)}")
+    try:
+        raw = temporary.open("wb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}", key="--decisions") from None
+    try:
+        with raw:
+            packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
+            with io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file:
+
+                def write(replica: int, step: dict[str, Any]) -> None:
+                    named = {"replica": replica, **step} if replicas > 1 else step
+                    file.write(json.dumps(named, separators=(",", ":")) + "\n")
+
+                yield write
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,226 @@
+"""The command line: parse, call, print. Everything but click is imported by the command that needs it.
+
+Exit codes: 0 done, 1 ran but got stuck or broke a law, 2 a mistake of the user, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvsim import __version__
+from kvsim.core.errors import InputError
+
+if TYPE_CHECKING:
+    from kvsim.scenario import Scenario
+    from kvsim.scenario.resolve import Resolved
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
+KINDS = ("models", "gpus", "schedulers", "routers", "kv", "costs", "readers")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of ``kvsim``: ends the process with an exit code; a user's mistake is one line on stderr."""
+    try:
+        code = cli.main(args=args, prog_name="kvsim", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "kvsim"
+        code = _refuse(f"{error.format_message()} (see {command} --help)")
+    except click.ClickException as error:
+        code = _refuse(error.format_message())
+    except InputError as error:
+        code = _refuse(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `kvsim list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str) -> int:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    return 2
+
+
+@click.group(context_settings=CONTEXT, no_args_is_help=False)
+@click.version_option(__version__, "--version", "-V", prog_name="kvsim", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Simulate LLM serving: replay a request trace on modelled GPUs, schedulers and KV caches."""
+
+
+def scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The argument and options of every command that reads a scenario."""
+    for decorate in (
+        click.option("--no-plugins", is_flag=True, help="Refuse policies that are not part of kvsim."),
+        click.option(
+            "--set",
+            "settings",
+            metavar="PATH=VALUE",
+            multiple=True,
+            help="Replace a key, e.g. --set cluster.replicas=2; VALUE is YAML. Repeatable; the last one wins.",
+        ),
+        click.argument("scenario", metavar="SCENARIO"),
+    ):
+        command = decorate(command)
+    return command
+
+
+def _load(scenario: str, settings: Sequence[str]) -> Scenario:
+    from kvsim.scenario import Scenario, parse_set
+
+    return Scenario.load(scenario, [parse_set(setting) for setting in settings])
+
+
+@cli.command()
+@scenario_options
+@click.option("--out", metavar="DIR", help="Result folder, instead of the scenario's output.dir.")
+@click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="What the screen shows.")
+@click.option("--mode", type=click.Choice(["leap", "step"]), help="Visit every step, or leap; the results are equal.")
+@click.option("--decisions", metavar="FILE", help="Write each step's decisions as JSON lines; .gz packs.")
+@click.option("--check-laws", is_flag=True, help="Verify conservation laws throughout; exit code 1 if one is broken.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+def run(
+    scenario: str,
+    settings: tuple[str, ...],
+    no_plugins: bool,
+    out: str | None,
+    overwrite: bool,
+    form: str,
+    mode: str | None,
+    decisions: str | None,
+    check_laws: bool,
+    quiet: bool,
+) -> int:
+    """Simulate SCENARIO (a YAML file), print the summary and write the result folder."""
+    import time
+
+    started_s = time.perf_counter()
+    if mode is not None:
+        settings = (*settings, f"engine.mode={mode}")
+    loaded = _load(scenario, settings)
+    from kvsim.api import execute
+    from kvsim.scenario.resolve import resolve
+
+    resolved = resolve(loaded, allow_plugins=not no_plugins)
+    with _progress_bar(len(resolved.trace), quiet) as progress:
+        outcome = execute(
+            resolved,
+            out=loaded.output_dir if out is None else out,
+            overwrite=overwrite,
+            check_laws=check_laws,
+            decisions=None if decisions is None else Path(decisions),
+            progress=progress,
+            resolve_s=time.perf_counter() - started_s,
+        )
+    result = outcome.result
+    if form == "json" and not quiet:
+        from kvsim.report.files import to_json
+
+        click.echo(to_json(result.summary), nl=False)
+    elif not quiet:
+        from kvsim.report.terminal import print_summary
+
+        print_summary(result.summary, _ledger_rows(resolved))
+        click.echo(f"Result in {result.out_dir}")
+    for law in outcome.broken_laws:
+        click.echo(f"Error: broken law: {law}", err=True)
+    diagnosis = result.summary["kvsim"]["diagnosis"]
+    if diagnosis:
+        click.echo(f"Error: stuck: {diagnosis}", err=True)
+    return 1 if outcome.broken_laws or diagnosis else 0
+
+
+@cli.command()
+@scenario_options
+def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool) -> None:
+    """Check SCENARIO and every file it names, without running it."""
+    loaded = _load(scenario, settings)
+    from kvsim.scenario.resolve import resolve
+
+    resolved = resolve(loaded, allow_plugins=not no_plugins)
+    trace = resolved.trace
+    rows = trace.rows
+    read = f", {rows.read} rows read" if rows and rows.read != len(trace) else ""
+    click.echo(f"{scenario}: valid")
+    click.echo(f"  workload  {len(trace)} requests{read}, {trace.path} ({trace.format})")
+    click.echo(f"  model     {resolved.model.name}, max_model_len {resolved.cluster.max_model_len}")
+    for built in resolved.pools:
+        pool = built.pool
+        ranks = f" of {built.tensor_parallel_size} GPUs" if built.tensor_parallel_size > 1 else ""
+        click.echo(
+            f"  {pool.role:<9} {pool.replicas} x {built.gpu.name}{ranks}, {pool.kv_blocks} KV blocks each; "
+            f"{', '.join(built.keys[seat]['name'] for seat in ('router', 'scheduler', 'kv', 'cost'))}"
+        )
+    for note in resolved.notes:
+        click.echo(f"  note      {note}")
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of scenario files, from which editors complete."""
+    from kvsim.scenario.json_schema import schema_text
+
+    click.echo(schema_text(), nl=False)
+
+
+@cli.command(name="list")
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+def list_(kind: str | None) -> None:
+    """List what a scenario can name."""
+    from kvsim.scenario.listing import entries
+
+    for each in KINDS if kind is None else (kind,):
+        if kind is None:
+            click.echo(f"{each}:")
+        for name, description in entries(each):
+            click.echo(f"{'  ' if kind is None else ''}{name:<16} {description}")
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN_DIR")
+@click.option("--out", metavar="DIR", help="Where the figures go; default: RUN_DIR.")
+def plot(run_dir: str, out: str | None) -> None:
+    """Draw the figures of a result folder, as PNG and SVG."""
+    from kvsim.report.plot import plot_run
+
+    for path in plot_run(run_dir, out):
+        click.echo(str(path))
+
+
+def _ledger_rows(resolved: Resolved) -> list[tuple[str, int]]:
+    several = len(resolved.pools) > 1
+    return [
+        (f"{built.pool.role}: {label}" if several else label, amount)
+        for built in resolved.pools
+        for label, amount in built.ledger.rows()
+    ]
+
+
+@contextmanager
+def _progress_bar(requests: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """A bar of requests that have ended, on stderr and only if that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("requests", total=requests)
+        yield lambda ended: progress.update(task, completed=ended)
+
+
+if __name__ == "__main__":
+    main()

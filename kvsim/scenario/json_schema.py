@@ -1,0 +1,109 @@
+"""The JSON Schema of a scenario file, from which editors complete keys, names and values."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from kvsim.core import plugins
+from kvsim.hardware import GPUS
+from kvsim.models import MODELS
+from kvsim.scenario import seats
+from kvsim.scenario.keys import KVKeys, PoolKeys, ScenarioKeys, SeatKeys
+from kvsim.scenario.listing import first_line
+from kvsim.scenario.presets import PRESETS
+from kvsim.workload.readers import READERS
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+PLUGIN = {"type": "string", "pattern": r"^[\w.]+:\w+$", "description": "package.module:Class, a policy of your own"}
+
+Schema = dict[str, Any]
+
+
+def schema_text() -> str:
+    """The schema as JSON text: keys with descriptions, and beside every name the list of all names."""
+    return json.dumps(schema(), indent=2) + "\n"
+
+
+def schema() -> Schema:
+    """JSON Schema (2020-12) of a scenario file."""
+    document = ScenarioKeys.model_json_schema()
+    definitions = document["$defs"]
+    for seat in seats.TABLES:
+        definitions[seat] = _seat(seat)
+    for owner, optional in ((document, False), (definitions[PoolKeys.__name__], True)):
+        for seat in seats.TABLES:
+            reference: Schema = {"$ref": f"#/$defs/{seat}"}
+            about = owner["properties"][seat]["description"]
+            owner["properties"][seat] = {
+                "description": about,
+                **({"anyOf": [reference, {"type": "null"}], "default": None} if optional else reference),
+            }
+    engine = document["properties"]["engine"]
+    engine["anyOf"] = [{"enum": list(PRESETS)}, {"$ref": engine.pop("$ref")}]
+    definitions["EngineKeys"]["properties"]["preset"]["enum"] = list(PRESETS)
+    _offer(document["properties"]["model"], MODELS, {"type": "string"})
+    for owner in (definitions["ClusterKeys"], definitions[PoolKeys.__name__]):
+        _offer(owner["properties"]["gpu"], GPUS, {"type": "string"})
+    _offer(definitions["TraceKeys"]["properties"]["format"], ("auto", *READERS), PLUGIN)
+    for unused in (SeatKeys.__name__, KVKeys.__name__):
+        definitions.pop(unused, None)
+    head: Schema = {"$schema": DRAFT, "title": "kvsim scenario", "description": document.pop("description")}
+    del document["title"]
+    body: Schema = _without_titles(document)
+    return head | body
+
+
+def _offer(value: Schema, names: tuple[str, ...], otherwise: Schema) -> None:
+    """Let ``value`` be one of the names or something else; editors then offer the names."""
+    nullable = any(option.get("type") == "null" for option in value.pop("anyOf", []))
+    value.pop("type", None)
+    value["anyOf"] = [{"enum": list(names)}, otherwise, *([{"type": "null"}] if nullable else [])]
+
+
+def _seat(seat: str) -> Schema:
+    """A seat as a bare name or a mapping; the preset's policy may leave its name out."""
+    table = seats.table(seat)
+    names = {"enum": sorted(table)}
+    usual = {preset.seats[seat] for preset in PRESETS.values()}
+    beside = _beside(seat)
+    policies: list[Schema] = []
+    for name in sorted(table):
+        policy = plugins.load(seat, name, table)
+        fields = {field.name: _parameter(field) for field in seats.parameters_of(policy).values()}
+        required = [field.name for field in seats.parameters_of(policy).values() if field.required]
+        policies.append(
+            {
+                "description": first_line(policy),
+                "properties": {"name": {"const": name}, **fields, **beside},
+                "required": required if name in usual else ["name", *required],
+                "additionalProperties": False,
+            }
+        )
+    policies.append({"properties": {"name": PLUGIN, **beside}, "required": ["name"]})
+    mapping = {"type": "object", "properties": {"name": {"anyOf": [names, PLUGIN]}}, "anyOf": policies}
+    return {"anyOf": [names, PLUGIN, mapping]}
+
+
+def _beside(seat: str) -> Schema:
+    """Keys of a seat's section that are not parameters of the policy."""
+    if seat != "kv":
+        return {}
+    found: Schema = KVKeys.model_json_schema()["properties"]
+    return {name: field for name, field in found.items() if name != "name"}
+
+
+def _parameter(parameter: seats.Parameter) -> Schema:
+    found = TypeAdapter(parameter.hint).json_schema()
+    if parameter.name.endswith(("_bytes", "_bytes_per_s")):
+        found = {"anyOf": [found, {"type": "string"}]}
+    return found if parameter.required else {**found, "default": parameter.default}
+
+
+def _without_titles(node: Any) -> Any:
+    """pydantic titles every value with its own name; that is noise in a tooltip."""
+    if isinstance(node, dict):
+        return {k: _without_titles(v) for k, v in node.items() if not (k == "title" and isinstance(v, str))}
+    return [_without_titles(value) for value in node] if isinstance(node, list) else node

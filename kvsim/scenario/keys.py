@@ -1,0 +1,235 @@
+"""The keys of a scenario file, their types and their defaults.
+
+A default of null means that the engine preset, the model or the GPU decides (see ``presets.py`` and ``resolve.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from kvsim.scenario.units import parse_bytes
+
+
+def _size(value: Any) -> Any:
+    return parse_bytes(value) if isinstance(value, str) else value
+
+
+def _rate(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return parse_bytes(value, per_second=True) if isinstance(value, str) else value
+
+
+Bytes = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | str)]
+BytesPerSecond = Annotated[int, BeforeValidator(_rate, json_schema_input_type=float | str)]
+
+
+class Section(BaseModel):
+    """A mapping whose keys are all known."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class SeatKeys(Section):
+    """A seat: the name of a policy, and that policy's own parameters (checked against its fields)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str | None = Field(default=None, description="A built-in, or package.module:Class. Null: the preset's.")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What was written beside the known keys."""
+        return dict(self.model_extra or {})
+
+
+class KVKeys(SeatKeys):
+    """The KV manager, and how much memory it gets."""
+
+    gpu_memory_utilization: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of the GPU's total memory that the engine may use. Null: the preset's.",
+    )
+    num_gpu_blocks_override: int | None = Field(
+        default=None,
+        ge=1,
+        description="KV blocks per replica, for instance as an engine logged them, instead of the ledger's.",
+    )
+    kv_cache_memory_bytes: Bytes | None = Field(
+        default=None, ge=1, description="Bytes of KV cache per GPU instead of what the ledger leaves; takes 20GiB."
+    )
+    enable_prefix_caching: Literal[False] = Field(
+        default=False, description="Only false: prefix caching is not modelled yet."
+    )
+
+    @field_validator("enable_prefix_caching", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        if value is True:
+            raise ValueError("prefix caching is not modelled yet; leave it out or set it to false")
+        return value
+
+
+class TraceKeys(Section):
+    """A request trace in a file."""
+
+    path: str = Field(description="The trace file.")
+    format: str = Field(
+        default="auto", description="A reader's name (kvsim list readers), package.module:Class, or auto."
+    )
+    limit: int | None = Field(default=None, ge=1, description="Only the first so many requests.")
+    rate_scale: float = Field(
+        default=1.0, gt=0, description="Arrivals so many times as dense; lengths stay as they are."
+    )
+
+
+class WorkloadKeys(Section):
+    """Who asks, when, and for how much: a trace from a file, or a generated one."""
+
+    trace: TraceKeys | None = Field(default=None, description="Replay this file.")
+    generate: SeatKeys | None = Field(default=None, description="Make a trace from the seed instead of reading one.")
+    sessions: Literal["open", "closed"] = Field(
+        default="open",
+        description="open: every turn at its recorded time. closed: a later turn is sent think time after the "
+        "previous one ended.",
+    )
+    max_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        description="Closed loop: at most so many requests in flight; the others wait at the client.",
+    )
+    client_timeout_s: float | None = Field(
+        default=None, gt=0, description="The client gives up so many seconds after sending."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> WorkloadKeys:
+        if (self.trace is None) == (self.generate is None):
+            raise ValueError("give either trace: {path: ...} or generate: {name: ...}")
+        return self
+
+
+class LinkKeys(Section):
+    """The path of KV from the prefill pool to the decode pool."""
+
+    bytes_per_s: BytesPerSecond = Field(
+        ge=1, description="Bandwidth, shared by the transfers that run: 25GB/s or 25e9."
+    )
+    latency_s: float = Field(default=0.0, ge=0, description="Added once per transfer.")
+
+
+class PoolKeys(Section):
+    """Equal replicas of one role. What is null is taken from the scenario's own keys."""
+
+    role: Literal["mixed", "prefill", "decode"] = Field(description="What the replicas of this pool do.")
+    replicas: int = Field(default=1, ge=1, description="Number of replicas in this pool.")
+    gpu: str | None = Field(default=None, description="Catalogue name or path of a GPU file.")
+    tensor_parallel_size: int | None = Field(default=None, ge=1, description="GPUs per replica.")
+    router: SeatKeys | None = Field(default=None, description="Which replica of this pool gets a request.")
+    scheduler: SeatKeys | None = Field(default=None, description="What runs in the next step.")
+    kv: KVKeys | None = Field(default=None, description="Where KV lives, and how much memory it gets.")
+    cost: SeatKeys | None = Field(default=None, description="How long a step takes.")
+
+
+class ClusterKeys(Section):
+    """The replicas that serve: equal ones, or a pool of each role."""
+
+    gpu: str = Field(default="h100-sxm", description="Catalogue name (kvsim list gpus) or path of a GPU file.")
+    replicas: int = Field(default=1, ge=1, description="Number of replicas.")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs per replica.")
+    max_model_len: int | None = Field(
+        default=None, ge=2, description="Limit of prompt + output in tokens. Null: the model's own."
+    )
+    reject_oversized: bool = Field(
+        default=True, description="Reject a request whose KV can never fit. False: it waits for ever, as in vLLM."
+    )
+    pools: list[PoolKeys] | None = Field(
+        default=None,
+        description="One pool of role prefill and one of role decode (then a link is needed), or one mixed.",
+    )
+    link: LinkKeys | None = Field(default=None, description="Joins the prefill and the decode pool.")
+
+    @model_validator(mode="after")
+    def _pools_and_link(self) -> ClusterKeys:
+        roles = sorted(pool.role for pool in self.pools or [])
+        if self.pools is not None:
+            if roles not in (["mixed"], ["decode", "prefill"]):
+                found = ", ".join(roles) or "none"
+                raise ValueError(f"pools must be one prefill and one decode, or one mixed; found {found}")
+            if "replicas" in self.model_fields_set:
+                raise ValueError("replicas is stated per pool when there are pools")
+        if len(roles) == 2 and self.link is None:
+            raise ValueError("a prefill and a decode pool need link: {bytes_per_s: ...}")
+        if len(roles) != 2 and self.link is not None:
+            raise ValueError("link joins a prefill and a decode pool, and there are none")
+        return self
+
+
+class EngineKeys(Section):
+    """Whose defaults and admission rules apply, and how the clock advances."""
+
+    preset: str = Field(default="vllm@0.33", description="Versioned defaults of an engine.")
+    mode: Literal["leap", "step"] = Field(
+        default="leap", description="leap skips steps in which nothing changes; same results."
+    )
+
+
+class SLOKeys(Section):
+    """Bounds per request, inclusive, in milliseconds; null is unbounded; all must hold."""
+
+    ttft_ms: float | None = Field(default=None, ge=0, description="Time to first token.")
+    tpot_ms: float | None = Field(default=None, ge=0, description="Time per output token after the first.")
+    e2el_ms: float | None = Field(default=None, ge=0, description="End to end.")
+    itl_ms: float | None = Field(default=None, ge=0, description="Largest gap between two tokens of the request.")
+    normalized_tpot_ms: float | None = Field(default=None, ge=0, description="End to end, divided by output tokens.")
+
+
+class MeasureKeys(Section):
+    """What part of the run counts."""
+
+    warmup_s: float = Field(
+        default=0.0, ge=0, description="Requests that arrive before this are simulated, not measured."
+    )
+    horizon_s: float | None = Field(default=None, gt=0, description="Stop here; what is not done is unfinished.")
+    timeline_instants: int | None = Field(
+        default=2000, ge=1, description="Samples in timeline.parquet. Null: every step."
+    )
+
+
+class OutputKeys(Section):
+    """Where the result folder goes."""
+
+    dir: str | None = Field(default=None, description="Result folder. Null: runs/ and the scenario's name, here.")
+
+
+class LockKeys(Section):
+    """Written by a run, in ``scenario.lock.yaml`` only: what the files that it read were."""
+
+    label: str = Field(description="Name of the run.")
+    kvsim: str = Field(description="Version that wrote it.")
+    files: dict[str, str] = Field(description="Key of the scenario -> SHA-256 of the file it names.")
+
+
+class ScenarioKeys(Section):
+    """One question to the simulator: a workload, a cluster, and what to measure."""
+
+    workload: WorkloadKeys = Field(description="Who asks, when, and for how much.")
+    model: str = Field(
+        default="llama-3.1-8b",
+        description="Catalogue name (kvsim list models), or path of a model file or Hugging Face config.json.",
+    )
+    cluster: ClusterKeys = Field(default_factory=ClusterKeys, description="The replicas that serve.")
+    router: SeatKeys = Field(default_factory=SeatKeys, description="Which replica gets a request.")
+    engine: EngineKeys = Field(default_factory=EngineKeys, description="A preset's name, or preset and mode.")
+    scheduler: SeatKeys = Field(default_factory=SeatKeys, description="What runs in the next step.")
+    kv: KVKeys = Field(default_factory=KVKeys, description="Where KV lives, and how much memory it gets.")
+    cost: SeatKeys = Field(default_factory=SeatKeys, description="How long a step takes.")
+    slo: SLOKeys = Field(default_factory=SLOKeys, description="Bounds that make a request good.")
+    measure: MeasureKeys = Field(default_factory=MeasureKeys, description="What part of the run counts.")
+    seed: int = Field(default=0, ge=0, description="Everything random follows from it.")
+    output: OutputKeys = Field(default_factory=OutputKeys, description="Where the result folder goes.")
+    lock: LockKeys | None = Field(default=None, description="In scenario.lock.yaml: version and checksums of the run.")

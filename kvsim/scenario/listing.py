@@ -1,0 +1,48 @@
+"""What a scenario can name, with a line on each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from kvsim.core import plugins
+from kvsim.scenario import seats
+
+SEAT_OF = {"schedulers": "scheduler", "routers": "router", "kv": "kv", "costs": "cost"}
+
+
+def entries(kind: str) -> Iterator[tuple[str, str]]:
+    """(name, description) of everything of a kind: models, gpus, readers, or the policies of a seat."""
+    if kind == "models":
+        from kvsim.models import MODELS, load_model
+
+        for name in MODELS:
+            model = load_model(name)
+            heads = f"{model.layers} layers, {model.heads} heads, {model.kv_heads} KV heads"
+            yield name, f"{model.parameters() / 1e9:.1f} B parameters, {heads}, {model.max_model_len} tokens"
+    elif kind == "gpus":
+        from kvsim.hardware import GPUS, load_gpu
+
+        for name in GPUS:
+            gpu = load_gpu(name)
+            yield (
+                name,
+                f"{gpu.memory_bytes / 2**30:.1f} GiB, {gpu.hbm_bytes_per_s / 1e12:.2f} TB/s, "
+                f"{gpu.bf16_flops_per_s / 1e12:.0f} TFLOP/s bf16, link {gpu.gpu_link_bytes_per_s / 1e9:.0f} GB/s",
+            )
+    elif kind == "readers":
+        from kvsim.workload.readers import READERS
+
+        yield from _policies("trace format", READERS)
+    else:
+        yield from _policies(SEAT_OF[kind], seats.table(SEAT_OF[kind]))
+
+
+def first_line(policy: type) -> str:
+    """The first sentence of a class's docstring, on one line."""
+    paragraph = " ".join((policy.__doc__ or "").strip().split("\n\n")[0].split())
+    return paragraph.split(". ")[0].rstrip(".")
+
+
+def _policies(seat: str, table: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name in sorted(table):
+        yield name, first_line(plugins.load(seat, name, table))

@@ -1,0 +1,109 @@
+"""Engine presets: versioned defaults, and what of that engine is not modelled yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from kvsim.core.hardware import Gpu
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What an engine does when nobody says otherwise.
+
+    ``seats`` names the policy of each seat; ``block_size`` (tokens) and ``gpu_memory_utilization`` (share of the
+    GPU's total memory) size the KV pool; ``batch_by_memory`` holds (least GPU memory in bytes, max_num_seqs,
+    max_num_batched_tokens), largest first, and ``small_batch_gpus`` get its last row whatever their memory.
+    ``notes`` say where the engine's defaults are not modelled yet. ``ignored`` maps an argument of that engine
+    which changes nothing here to the reason: it is refused, never dropped in silence.
+    """
+
+    seats: Mapping[str, str]
+    block_size: int
+    gpu_memory_utilization: float
+    batch_by_memory: tuple[tuple[int, int, int], ...]
+    small_batch_gpus: tuple[str, ...]
+    notes: tuple[str, ...]
+    ignored: Mapping[str, str]
+
+    def batch(
+        self,
+        gpu: Gpu,
+        max_model_len: int,
+        *,
+        whole_prompts: bool,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+    ) -> tuple[int, int]:
+        """max_num_seqs and max_num_batched_tokens on this GPU, where they are not given.
+
+        A scheduler of ``whole_prompts`` can only run prompts that fit in one step, so its token budget is at least
+        ``max_model_len``. Defaults are kept consistent: tokens <= seqs * max_model_len, seqs <= tokens.
+        Source: vLLM 0.33, engine arguments of the API server.
+        """
+        small = any(name in gpu.name.lower() for name in self.small_batch_gpus)
+        rows = self.batch_by_memory[-1:] if small else self.batch_by_memory
+        _, seqs, tokens = next(row for row in rows if gpu.memory_bytes >= row[0])
+        seqs = max_num_seqs or seqs
+        if max_num_batched_tokens is not None:
+            tokens = max_num_batched_tokens
+        elif whole_prompts:
+            tokens = max(tokens, max_model_len)
+        else:
+            tokens = min(tokens, seqs * max_model_len)
+        return (max_num_seqs or min(seqs, tokens)), tokens
+
+
+_NOT_YET = "is not modelled yet"
+_NO_EFFECT = "changes nothing that is simulated"
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "vllm@0.33": Preset(
+            # vLLM's own data-parallel balancer scores waiting * 4 + running; least_requests is its nearest relative.
+            seats={"router": "least_requests", "scheduler": "chunked_prefill", "kv": "paged", "cost": "roofline"},
+            block_size=16,
+            gpu_memory_utilization=0.92,
+            batch_by_memory=((160 * GIB, 1024, 16384), (70 * GIB, 1024, 8192), (0, 256, 2048)),
+            small_batch_gpus=("a100", "gb10"),
+            notes=(
+                "prefix caching: off (not modelled yet; vLLM's default is on)",
+                "async scheduling: off (not modelled yet; vLLM turns it on where the executor supports it)",
+            ),
+            ignored={
+                "pipeline_parallel_size": _NOT_YET,
+                "data_parallel_size": "is written cluster.replicas here",
+                "enable_expert_parallel": _NOT_YET,
+                "decode_context_parallel_size": _NOT_YET,
+                "prefill_context_parallel_size": _NOT_YET,
+                "max_num_active_seqs": _NOT_YET,
+                "max_num_queued_reqs": _NOT_YET,
+                "max_num_queued_tokens": _NOT_YET,
+                "prefill_schedule_interval": _NOT_YET,
+                "scheduling_policy": _NOT_YET,
+                "async_scheduling": _NOT_YET,
+                "stream_interval": _NOT_YET,
+                "performance_mode": _NOT_YET,
+                "kv_cache_dtype": _NOT_YET,
+                "kv_offloading_size": _NOT_YET,
+                "kv_offloading_backend": _NOT_YET,
+                "kv_transfer_config": "is written cluster.pools and cluster.link here",
+                "speculative_config": _NOT_YET,
+                "quantization": _NOT_YET,
+                "dtype": "is read from the model",
+                "enforce_eager": _NOT_YET,
+                "swap_space": "no longer exists in vLLM: preemption is by recomputation",
+                "disable_log_stats": _NO_EFFECT,
+                "disable_log_requests": _NO_EFFECT,
+                "trust_remote_code": _NO_EFFECT,
+                "served_model_name": _NO_EFFECT,
+                "load_format": _NO_EFFECT,
+            },
+        )
+    }
+)
+"""Preset name in a scenario -> its defaults."""

@@ -1,0 +1,383 @@
+"""From a scenario to what the engine runs: every default decided, every file read, every policy built."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kvsim.hardware
+import kvsim.models
+from kvsim import __version__
+from kvsim.core.cluster import Cluster, Pool, RunOptions
+from kvsim.core.hardware import Gpu, Link
+from kvsim.core.model import ModelSpec
+from kvsim.core.trace import Trace
+from kvsim.hardware import GPUS, load_gpu
+from kvsim.kv.memory import KVLedger, kv_ledger
+from kvsim.models import MODELS, load_model
+from kvsim.scenario import seats
+from kvsim.scenario.keys import PoolKeys
+from kvsim.scenario.lock import check_lock, lock_text, scenario_hash, sha256_of
+from kvsim.scenario.messages import nearest
+from kvsim.scenario.presets import PRESETS, Preset
+from kvsim.scenario.scenario import Scenario
+from kvsim.scenario.source import Key
+from kvsim.workload import read_trace
+from kvsim.workload.transforms import limit, rate_scale
+
+
+@dataclass(frozen=True)
+class ResolvedPool:
+    """One pool: what the engine runs, the GPU and the memory ledger behind it, and its keys written out.
+
+    ``files`` maps a key (relative to the pool) to the file that it names.
+    """
+
+    pool: Pool
+    gpu: Gpu
+    tensor_parallel_size: int
+    ledger: KVLedger
+    keys: Mapping[str, Any]
+    files: Mapping[Key, Path]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A scenario with nothing left to decide.
+
+    ``notes`` say where the run differs from what the preset's engine does. ``lock`` is the text of
+    scenario.lock.yaml: running it gives the same result. ``scenario_hash`` covers all that the lock says, with the
+    checksum of each file in place of its path, so that it is the same wherever the files lie.
+    """
+
+    scenario: Scenario
+    trace: Trace
+    model: ModelSpec
+    pools: tuple[ResolvedPool, ...]
+    cluster: Cluster
+    options: RunOptions
+    notes: tuple[str, ...]
+    lock: str
+    scenario_hash: str
+
+    @property
+    def gpus(self) -> int:
+        """GPUs provisioned in all pools."""
+        return sum(p.pool.replicas * p.tensor_parallel_size for p in self.pools)
+
+
+def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
+    """Read the files that a scenario names, and build what it describes.
+
+    With ``allow_plugins`` off, policies of others (``package.module:Class``) are refused. Raises InputError for
+    anything that is missing, unknown or does not fit together, and for a lock whose files have changed.
+    """
+    preset = _preset(scenario)
+    model, model_name, model_file = _model(scenario)
+    max_model_len = _max_model_len(scenario, model)
+    pools = tuple(_pools(scenario, preset, model, max_model_len, allow_plugins))
+    keys, files = _written_out(scenario, model_name, model_file, max_model_len, pools)
+    trace = _trace(scenario, keys, files, allow_plugins)
+    checksums = {key: sha256_of(path) for key, path in files.items()}
+    check_lock(scenario, files, checksums)
+    workload, link = scenario.workload, scenario.cluster.link
+    return Resolved(
+        scenario=scenario,
+        trace=trace,
+        model=model,
+        pools=pools,
+        cluster=Cluster(
+            pools=tuple(p.pool for p in pools),
+            max_model_len=max_model_len,
+            link=None if link is None else Link(link.bytes_per_s, link.latency_s),
+            reject_oversized=scenario.cluster.reject_oversized,
+        ),
+        options=RunOptions(
+            mode=scenario.engine.mode,
+            seed=scenario.seed,
+            closed_sessions=workload.sessions == "closed",
+            max_concurrency=workload.max_concurrency,
+            client_timeout_ns=_ns(workload.client_timeout_s),
+            horizon_ns=_ns(scenario.measure.horizon_s),
+            timeline_instants=scenario.measure.timeline_instants,
+        ),
+        notes=(*preset.notes, *_notes(scenario, pools, max_model_len)),
+        lock=lock_text(scenario.label, keys, checksums),
+        scenario_hash=scenario_hash(keys, checksums),
+    )
+
+
+def _ns(time_s: float | None) -> int | None:
+    return None if time_s is None else round(time_s * 1e9)
+
+
+def _preset(scenario: Scenario) -> Preset:
+    name = scenario.engine.preset
+    if name not in PRESETS:
+        near = nearest(name, PRESETS)
+        meant = f"did you mean {near!r}? " if near else ""
+        raise scenario.source.error(
+            f"unknown preset {name!r}", ("engine", "preset"), f"{meant}known: {', '.join(PRESETS)}"
+        )
+    return PRESETS[name]
+
+
+def _model(scenario: Scenario) -> tuple[ModelSpec, str, Path]:
+    """The model, what a lock calls it, and its file."""
+    folder = scenario.source.folder(("model",))
+    with scenario.source.locate(("model",)):
+        model = load_model(scenario.model, folder)
+    if scenario.model in MODELS:
+        return model, scenario.model, _entry(kvsim.models.__file__, scenario.model)
+    path = (folder / Path(scenario.model).expanduser()).resolve()
+    return model, str(path), path
+
+
+def _entry(package_file: str, name: str) -> Path:
+    """The data file of a catalogue entry."""
+    return Path(package_file).with_name("data") / f"{name}.toml"
+
+
+def _max_model_len(scenario: Scenario, model: ModelSpec) -> int:
+    asked = scenario.cluster.max_model_len
+    if asked is not None and asked > model.max_model_len:
+        raise scenario.source.error(
+            f"{asked} is not allowed: {model.name} ends at {model.max_model_len} tokens",
+            ("cluster", "max_model_len"),
+            f"at most {model.max_model_len}",
+        )
+    return asked or model.max_model_len
+
+
+def _pools(
+    scenario: Scenario, preset: Preset, model: ModelSpec, max_model_len: int, allow_plugins: bool
+) -> Iterator[ResolvedPool]:
+    """The pools in the order in which a request meets them: prefill, then decode."""
+    if scenario.cluster.pools is None:
+        keys = PoolKeys(role="mixed", replicas=scenario.cluster.replicas)
+        pools: list[tuple[Key, PoolKeys]] = [((), keys)]
+    else:
+        pools = [(("cluster", "pools", idx), pool) for idx, pool in enumerate(scenario.cluster.pools)]
+        pools.sort(key=lambda item: item[1].role == "decode")
+    for at, pool in pools:
+        yield _PoolResolver(scenario, preset, model, max_model_len, allow_plugins, at, pool).resolve()
+
+
+@dataclass(frozen=True)
+class _PoolResolver:
+    """Builds one pool; ``at`` is where its own keys are (empty: it is the cluster itself)."""
+
+    scenario: Scenario
+    preset: Preset
+    model: ModelSpec
+    max_model_len: int
+    allow_plugins: bool
+    at: Key
+    keys: PoolKeys
+
+    def resolve(self) -> ResolvedPool:
+        gpu, gpu_name, gpu_file = self._gpu()
+        ranks = self._tensor_parallel_size()
+        router, _ = self._seat("router")
+        scheduler = self._scheduler(gpu)
+        kv, ledger = self._kv(gpu, ranks, scheduler)
+        cost, cost_key = self._seat("cost")
+        with self.scenario.source.locate(cost_key):
+            step_cost = cost.start(self.model, gpu, ranks)
+        policies = {"router": router, "scheduler": scheduler, "kv": kv, "cost": cost}
+        written: dict[str, Any] = {"role": self.keys.role, "replicas": self.keys.replicas}
+        written |= {"gpu": gpu_name, "tensor_parallel_size": ranks}
+        files: dict[Key, Path] = {("gpu",): gpu_file}
+        for seat, policy in policies.items():
+            written[seat] = {"name": self._name(seat), **seats.values_of(policy)}
+            files |= {(seat, field): path for field, path in seats.files_of(policy)}
+        written["kv"] |= self._memory() | {"enable_prefix_caching": False}
+        return ResolvedPool(
+            pool=Pool(
+                role=self.keys.role,
+                replicas=self.keys.replicas,
+                scheduler=scheduler,
+                kv=kv,
+                kv_blocks=ledger.blocks,
+                cost=step_cost,
+                router=router,
+                kv_bytes_per_token=self.model.kv_bytes_per_token(ranks) * ranks,
+            ),
+            gpu=gpu,
+            tensor_parallel_size=ranks,
+            ledger=ledger,
+            keys=written,
+            files=files,
+        )
+
+    def _own(self, name: str) -> tuple[Any, Key]:
+        """A value of the pool where it has one, else of the scenario; and where it is written."""
+        own = getattr(self.keys, name)
+        if own is not None:
+            return own, (*self.at, name)
+        if name in seats.TABLES:
+            return getattr(self.scenario, name), (name,)
+        return getattr(self.scenario.cluster, name), ("cluster", name)
+
+    def _gpu(self) -> tuple[Gpu, str, Path]:
+        name, key = self._own("gpu")
+        folder = self.scenario.source.folder(key)
+        with self.scenario.source.locate(key):
+            gpu = load_gpu(name, folder)
+        if name in GPUS:
+            return gpu, name, _entry(kvsim.hardware.__file__, name)
+        path = (folder / Path(name).expanduser()).resolve()
+        return gpu, str(path), path
+
+    def _tensor_parallel_size(self) -> int:
+        ranks, key = self._own("tensor_parallel_size")
+        if self.model.heads % ranks:
+            raise self.scenario.source.error(
+                f"{self.model.name} has {self.model.heads} attention heads: they cannot be shared by {ranks} GPUs",
+                key,
+                "it must divide the number of heads",
+            )
+        return int(ranks)
+
+    def _name(self, seat: str) -> str:
+        keys, _ = self._own(seat)
+        name: str = keys.name or self.preset.seats[seat]
+        return name
+
+    def _seat(self, seat: str, **defaults: Any) -> tuple[Any, Key]:
+        keys, key = self._own(seat)
+        policy = seats.build(
+            seat,
+            self._name(seat),
+            keys.parameters,
+            self.scenario.source,
+            key,
+            defaults=defaults,
+            known=tuple(name for name in type(keys).model_fields if name != "name"),
+            allow_plugins=self.allow_plugins,
+        )
+        return policy, key
+
+    def _scheduler(self, gpu: Gpu) -> Any:
+        """The scheduler, with the preset's batch limits for this GPU where none are given."""
+        scheduler, key = self._seat("scheduler")
+        keys, _ = self._own("scheduler")
+        given = {
+            name: value for name, value in keys.parameters.items() if name in ("max_num_seqs", "max_num_batched_tokens")
+        }
+        whole_prompts = not getattr(scheduler, "enable_chunked_prefill", self._name("scheduler") != "prefill_first")
+        seqs, tokens = self.preset.batch(gpu, self.max_model_len, whole_prompts=whole_prompts, **given)
+        limits = {"max_num_seqs": seqs, "max_num_batched_tokens": tokens}
+        fields = seats.parameters_of(type(scheduler))
+        scheduler = dataclasses.replace(scheduler, **{name: n for name, n in limits.items() if name in fields})
+        source = self.scenario.source
+        seqs, tokens = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+        if whole_prompts and tokens < self.max_model_len:
+            raise source.error(
+                f"{tokens} is not allowed: prompts are not split, so one of up to max_model_len = "
+                f"{self.max_model_len} tokens has to fit in a step",
+                (*key, "max_num_batched_tokens"),
+                f"at least {self.max_model_len}, or a smaller cluster.max_model_len",
+            )
+        if seqs > tokens:
+            raise source.error(
+                f"{seqs} is not allowed: every running request takes a token of a step, and "
+                f"max_num_batched_tokens is {tokens}",
+                (*key, "max_num_seqs"),
+                f"at most {tokens}",
+            )
+        return scheduler
+
+    def _memory(self) -> dict[str, Any]:
+        keys, _ = self._own("kv")
+        share = keys.gpu_memory_utilization
+        return {
+            "gpu_memory_utilization": self.preset.gpu_memory_utilization if share is None else share,
+            "num_gpu_blocks_override": keys.num_gpu_blocks_override,
+            "kv_cache_memory_bytes": keys.kv_cache_memory_bytes,
+        }
+
+    def _kv(self, gpu: Gpu, ranks: int, scheduler: Any) -> tuple[Any, KVLedger]:
+        kv, _ = self._seat("kv", block_size=self.preset.block_size)
+        with self.scenario.source.locate(("model",)):
+            ledger = kv_ledger(
+                self.model,
+                gpu,
+                tensor_parallel_size=ranks,
+                max_num_batched_tokens=scheduler.max_num_batched_tokens,
+                max_num_seqs=scheduler.max_num_seqs,
+                block_size=kv.block_size,
+                **self._memory(),
+            )
+        return kv, ledger
+
+
+def _written_out(
+    scenario: Scenario, model: str, model_file: Path, max_model_len: int, pools: tuple[ResolvedPool, ...]
+) -> tuple[dict[str, Any], dict[Key, Path]]:
+    """The scenario with every default in place, without output and lock; and the file behind each key."""
+    keys = scenario.model_dump(exclude={"output", "lock"})
+    keys["model"] = model
+    files: dict[Key, Path] = {("model",): model_file}
+    cluster = keys["cluster"] | {"max_model_len": max_model_len}
+    for name in ("router", "scheduler", "kv", "cost"):
+        del keys[name]
+    if scenario.cluster.pools is None:
+        (pool,) = pools
+        own = {name: value for name, value in pool.keys.items() if name not in seats.TABLES and name != "role"}
+        keys |= {"cluster": cluster | own} | {name: pool.keys[name] for name in seats.TABLES}
+        files |= {(key if key[0] in seats.TABLES else ("cluster", *key)): path for key, path in pool.files.items()}
+    else:
+        for name in ("gpu", "replicas", "tensor_parallel_size"):
+            del cluster[name]
+        keys["cluster"] = cluster | {"pools": [dict(pool.keys) for pool in pools]}
+        for idx, pool in enumerate(pools):
+            files |= {("cluster", "pools", idx, *key): path for key, path in pool.files.items()}
+    return keys, files
+
+
+def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool) -> Trace:
+    """The requests; writes the trace's path into ``keys`` and ``files``."""
+    trace_keys, source = scenario.workload.trace, scenario.source
+    key: Key = ("workload", "trace", "path")
+    path = (source.folder(key) / Path(trace_keys.path).expanduser()).resolve()
+    if not path.is_file():
+        problem = "is a folder, not a trace" if path.is_dir() else "does not exist"
+        raise source.error(
+            f"{path} {problem}", key, "relative paths start at the scenario file, with --set at the working directory"
+        )
+    keys["workload"]["trace"]["path"] = str(path)
+    files[key] = path
+    with source.locate(key[:-1]):
+        trace = read_trace(path, trace_keys.format, allow_plugins=allow_plugins)
+    if trace_keys.limit is not None:
+        trace = limit(trace, trace_keys.limit)
+    if trace_keys.rate_scale != 1.0:
+        trace = rate_scale(trace, trace_keys.rate_scale)
+    if scenario.workload.sessions == "closed" and trace.session is None:
+        raise source.error(
+            "closed sessions need a trace that has sessions",
+            ("workload", "sessions"),
+            "columns session_id and think_s, or sessions: open",
+        )
+    return trace
+
+
+def _notes(scenario: Scenario, pools: tuple[ResolvedPool, ...], max_model_len: int) -> Iterator[str]:
+    for resolved in pools:
+        name = "" if resolved.pool.role == "mixed" else f"{resolved.pool.role} pool: "
+        generic = getattr(resolved.pool.cost, "generic_operators", ())
+        if generic:
+            yield f"{name}no measurements of {resolved.gpu.name} for {', '.join(generic)}: generic efficiencies"
+        tokens = resolved.pool.kv_blocks * resolved.pool.kv.block_size
+        if tokens < max_model_len:
+            yield (
+                f"{name}KV holds {tokens} tokens, less than max_model_len {max_model_len}: vLLM would not start; here "
+                "requests that can never fit are "
+                + ("rejected" if scenario.cluster.reject_oversized else "left waiting")
+            )
+    if scenario.lock is not None and scenario.lock.kvsim != __version__:
+        yield f"the lock was written by kvsim {scenario.lock.kvsim}, this is {__version__}: results may differ"
