@@ -6,7 +6,9 @@ WAITING: Final = 0
 PREFILLING: Final = 1
 DECODING: Final = 2
 HELD: Final = 3
-ENDED: Final = 4
+OFFERED: Final = 4
+SENDING: Final = 5
+ENDED: Final = 6
 
 
 class Request:
@@ -27,7 +29,6 @@ class Request:
         "finish_step",
         "gap_from_ns",
         "generated_tokens",
-        "handoff",
         "held_blocks",
         "id",
         "joined_step",
@@ -66,7 +67,6 @@ class Request:
         self.max_gap_ns = 0
         self.replica: object = None
         self.watched = False
-        self.handoff = False
 
     def __repr__(self) -> str:
         return f"Request({self.id}, prompt_tokens={self.prompt_tokens}, output_tokens={self.output_tokens})"

@@ -50,8 +50,13 @@ class ReplicaView(Protocol):
     """What a policy may read of a replica. Counters are free; walking ``running`` costs what a walk costs."""
 
     id: int
-    free_blocks: int
     decoding_count: int
+
+    @property
+    def free_blocks(self) -> int: ...
+
+    @property
+    def total_blocks(self) -> int: ...
 
     @property
     def now_s(self) -> float:
@@ -82,11 +87,6 @@ class ReplicaView(Protocol):
     @property
     def blocks_short(self) -> int:
         """Blocks that are missing for every decode to grow by one token in this step; 0 if they suffice."""
-        ...
-
-    @property
-    def decode_growth_blocks(self) -> int:
-        """Blocks that the decodes need in this step."""
         ...
 
     @property
@@ -144,15 +144,16 @@ class Plan(Protocol):
         """Take a running request's blocks and put it at the front of the waiting queue, to be recomputed."""
         ...
 
-    def hold_decodes(self) -> None:
-        """No decode takes part in this step; the budget they had is free for prompts."""
+    def hold_decodes(self, hold: bool = True) -> None:
+        """No decode takes part in this step, and the budget they had is free for prompts (False: takes it back)."""
         ...
 
-    def in_order(self) -> Sequence[Request]:
-        """Start from nothing scheduled: the running list in admission order, the whole budget free.
+    def in_order(self) -> Iterator[Request]:
+        """Start from nothing scheduled and walk the running list in admission order, the whole budget free.
 
-        For steps in which blocks or the budget bind and order matters; afterwards only requests given to
-        ``run`` take part, the others are held. It walks the batch, so use it only where ``tight`` says so.
+        For steps in which blocks or the budget bind, so that order matters: only requests given to ``run`` take
+        part, the others are held for this step; preempted ones are skipped. It costs a walk over the batch, so use it
+        only where ``tight`` says so, and before any other verb.
         """
         ...
 
@@ -219,8 +220,8 @@ class KVPool(Protocol):
         """Tokens of this request that are already in KV (prefix reuse). No side effect."""
         ...
 
-    def can_admit(self, tokens: int, keep_free_blocks: int) -> bool:
-        """True if ``tokens`` would fit and ``keep_free_blocks`` stay free."""
+    def can_admit(self, request: Request, tokens: int, keep_free_blocks: int) -> bool:
+        """True if growing what the request holds to ``tokens`` leaves at least ``keep_free_blocks`` free."""
         ...
 
     def allocate(self, request: Request, tokens: int) -> bool:
@@ -237,6 +238,15 @@ class KVPool(Protocol):
 
     def leave(self, request: Request, context_tokens: int) -> None:
         """The request no longer decodes; it keeps the blocks of its context."""
+        ...
+
+
+    def missing_blocks(self, request: Request, tokens: int) -> int:
+        """Blocks that the request would have to take to hold ``tokens`` of context."""
+        ...
+
+    def growth_blocks_of(self, request: Request, step: int) -> int:
+        """Blocks that this decode needs in decode step ``step``."""
         ...
 
     def growth_blocks(self, step: int, steps: int) -> int:

@@ -1,0 +1,567 @@
+"""Requests on their way through the cluster: sent by clients, routed, handed from prefill to decode, ended."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+import numpy as np
+from numpy.typing import NDArray
+from simpy.events import Event
+
+from kvsim.core.cluster import Cluster, Pool, RunOptions
+from kvsim.core.request import ENDED, OFFERED, SENDING, WAITING, Request
+from kvsim.core.runlog import ABANDONED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
+from kvsim.core.trace import Trace
+from kvsim.engine.clock import ARRIVALS, ENDS, FOREVER, PLANS, Clock
+from kvsim.engine.decisions import DecisionRecorder
+from kvsim.engine.link import Flow, SharedLink
+from kvsim.engine.recorder import Recorder, TimelineSamples, join_timelines
+from kvsim.engine.replica import Replica
+
+SEND, OFFER, DELIVER, TIMEOUT = range(4)
+
+REASONS = ("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeout", "horizon", "not_sent", "stuck")
+_PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK = range(1, 7)
+
+_READ_AHEAD = 8192
+
+
+def simulate(trace: Trace, cluster: Cluster, options: RunOptions | None = None) -> RunLog:
+    """Replay a trace through a cluster.
+
+    The trace's requests are sent at their arrival times (or as sessions and ``max_concurrency`` allow), and everything that
+    happens to them is in the log: times in integer ns, the same for ``mode="leap"`` and ``mode="step"``.
+    Raises ValueError for options that contradict each other.
+    """
+    return Simulation(trace, cluster, options or RunOptions()).run()
+
+
+class _PoolState:
+    """A pool while it runs: its replicas and its router's memory."""
+
+    __slots__ = ("memory", "pool", "reads_counters", "replicas")
+
+    def __init__(self, pool: Pool, replicas: list[Replica], rng: np.random.Generator) -> None:
+        self.pool = pool
+        self.replicas = replicas
+        self.memory = pool.router.start(rng)
+        self.reads_counters = bool(getattr(pool.router, "reads_counters", True))
+
+    def route(self, request: Request, now_ns: int) -> Replica:
+        replicas = self.replicas
+        if len(replicas) == 1:
+            return replicas[0]
+        if self.reads_counters:
+            for replica in replicas:
+                if replica.due_ns <= now_ns:
+                    replica.settle(now_ns)
+        return replicas[self.pool.router.route(request, replicas, self.memory)]
+
+
+class _Handoff:
+    """A request between its two replicas. ``left`` stands for it in the prefill pool's books until the flow has ended."""
+
+    __slots__ = ("left", "source", "target")
+
+    def __init__(self, request: Request, source: Replica, target: Replica) -> None:
+        self.source = source
+        self.target = target
+        self.left = Request(request.id, request.arrival_ns, request.prompt_tokens, request.output_tokens)
+        self.left.held_blocks = request.held_blocks
+        request.held_blocks = 0
+
+
+class Simulation:
+    """One run: the agenda of everything that arrives, and the replicas it arrives at."""
+
+    def __init__(self, trace: Trace, cluster: Cluster, options: RunOptions) -> None:
+        if options.decisions and options.mode != "step":
+            raise ValueError("decisions are recorded step by step: use mode='step'")
+        self._trace = trace
+        self._cluster = cluster
+        self._options = options
+        self._horizon_ns = FOREVER - 1 if options.horizon_ns is None else options.horizon_ns
+        self._clock = Clock(self._horizon_ns)
+        n = len(trace)
+        self._recorder = Recorder(n)
+        self.now_ns = 0
+        self._build_pools()
+        self._link = SharedLink(cluster.link, self._clock, self._flow_ended) if cluster.link else None
+        self._handoffs: dict[Request, _Handoff] = {}
+        self._transfers: list[tuple[int, int, int, int]] = []
+        # the agenda
+        self._heap: list[tuple[int, int, int, Request | None]] = []
+        self._agenda_ns = FOREVER
+        self._handling = False
+        # sending
+        self._next_turn = _next_turns(trace) if options.closed_sessions else None
+        first = np.arange(n) if self._next_turn is None else _first_turns(trace)
+        self._first_turns: NDArray[np.int64] = first
+        self._read_rows = 0
+        self._rows: list[tuple[int, int, int, int]] = []
+        self._rows_at = 0
+        self._static_ns = FOREVER
+        self._in_flight = 0
+        self._sent = 0
+        self._clipped = 0
+        self._client_queue: list[tuple[int, int]] = []
+        self._dynamic = self._next_turn is not None or options.max_concurrency is not None
+        self._read_ahead()
+
+    def _build_pools(self) -> None:
+        options = self._options
+        seeds = np.random.SeedSequence(options.seed).spawn(len(self._cluster.pools))
+        span_ns = int(self._trace.arrival_ns[-1]) if len(self._trace) else 0
+        instants = options.timeline_instants
+        interval_ns = max(1_000_000, 2 * min(span_ns, self._horizon_ns) // (instants or 1))
+        self.replicas: list[Replica] = []
+        self._samples: list[TimelineSamples] = []
+        self._pools: list[_PoolState] = []
+        for pool, seed in zip(self._cluster.pools, seeds, strict=True):
+            members = []
+            for _ in range(pool.replicas):
+                samples = TimelineSamples(interval_ns, instants)
+                decisions = DecisionRecorder(len(self.replicas), options.decisions) if options.decisions else None
+                replica = Replica(
+                    len(self.replicas), pool, self, self._recorder, samples,
+                    leaps=options.mode == "leap", decisions=decisions, check_laws=options.check_laws,
+                )  # fmt: skip
+                self.replicas.append(replica)
+                self._samples.append(samples)
+                members.append(replica)
+            self._pools.append(_PoolState(pool, members, np.random.default_rng(seed)))
+
+    def run(self) -> RunLog:
+        self._post_agenda()
+        self._clock.run()
+        for replica in self.replicas:
+            replica.settle(self._horizon_ns)
+        return self._log()
+
+    # ---- the agenda: everything of phase ARRIVALS, by (time, request id)
+
+    def _push(self, time_ns: int, request_id: int, kind: int, request: Request | None) -> None:
+        heappush(self._heap, (time_ns, request_id, kind, request))
+        if not self._handling and time_ns < self._agenda_ns:
+            self._post_agenda()
+
+    def _post_agenda(self) -> None:
+        heap = self._heap
+        time_ns = self._static_ns
+        if heap and heap[0][0] < time_ns:
+            time_ns = heap[0][0]
+        self._agenda_ns = time_ns
+        if time_ns < FOREVER:
+            self._clock.post(time_ns, ARRIVALS, 0, self._on_agenda)
+
+    def _on_agenda(self, event: Event) -> None:
+        self.now_ns = now = self._clock.now_ns
+        if now != self._agenda_ns:
+            return  # something earlier was put on the agenda since
+        self._handling = True
+        heap = self._heap
+        while True:
+            if heap and heap[0][0] == now:
+                self._handle_round(now)
+            elif self._static_ns == now:
+                row = self._rows[self._rows_at]
+                self._advance_rows()
+                self._ready_to_send(row, now)
+            else:
+                break
+        self._handling = False
+        self._post_agenda()
+
+    def _handle_round(self, now: int) -> None:
+        """Everything due now, by request id; what it creates for now comes in a later round."""
+        heap = self._heap
+        due = []
+        while heap and heap[0][0] == now:
+            _, request_id, kind, request = heappop(heap)
+            due.append((request_id, kind, request, None))
+        while self._static_ns == now:
+            row = self._rows[self._rows_at]
+            due.append((row[0], SEND, None, row))
+            self._advance_rows()
+        due.sort(key=lambda entry: entry[:2])
+        for request_id, kind, request, row in due:
+            if kind == SEND:
+                self._ready_to_send(row or self._row(request_id), now)
+            elif request is None or request.state == ENDED and kind != DELIVER:
+                continue
+            elif kind == OFFER:
+                self._offered(request, now)
+            elif kind == DELIVER:
+                self._delivered(request, now)
+            else:
+                self._abandon(request, now)
+
+    def _row(self, i: int) -> tuple[int, int, int, int]:
+        trace = self._trace
+        return i, int(trace.arrival_ns[i]), int(trace.prompt_tokens[i]), int(trace.output_tokens[i])
+
+    def _advance_rows(self) -> None:
+        self._rows_at += 1
+        if self._rows_at == len(self._rows):
+            self._read_ahead()
+        else:
+            self._static_ns = self._rows[self._rows_at][1]
+
+    def _read_ahead(self) -> None:
+        """Take the next rows out of their columns in one go: elements one by one cost ten times as much."""
+        rows = self._first_turns[self._read_rows : self._read_rows + _READ_AHEAD]
+        self._read_rows += len(rows)
+        trace = self._trace
+        self._rows = list(
+            zip(
+                rows.tolist(),
+                trace.arrival_ns[rows].tolist(),
+                trace.prompt_tokens[rows].tolist(),
+                trace.output_tokens[rows].tolist(),
+                strict=True,
+            )
+        )
+        self._rows_at = 0
+        self._static_ns = self._rows[0][1] if self._rows else FOREVER
+        if self._options.progress:
+            self._options.progress(self._sent)
+
+    # ---- sending
+
+    def _ready_to_send(self, row: tuple[int, int, int, int], now: int) -> None:
+        if self._dynamic:
+            columns = self._recorder.columns
+            i = row[0]
+            limit = self._options.max_concurrency
+            if limit is not None:
+                if columns.client_queue_ns[i] == 0 and columns.arrival_ns[i] == NEVER:
+                    columns.arrival_ns[i] = now  # ready; overwritten when it is sent
+                    if self._in_flight >= limit:
+                        heappush(self._client_queue, (now, i))
+                        return
+                    self._in_flight += 1
+                columns.client_queue_ns[i] = now - columns.arrival_ns[i]
+            columns.arrival_ns[i] = now
+        self._send(row, now)
+
+    def _send(self, row: tuple[int, int, int, int], now: int) -> None:
+        i, _, prompt_tokens, output_tokens = row
+        self._sent += 1
+        columns = self._recorder.columns
+        longest = self._cluster.max_model_len - prompt_tokens
+        if longest < output_tokens:
+            if longest <= 0:
+                columns.output_tokens[i] = output_tokens
+                self._reject(i, _PROMPT_TOO_LONG, now)
+                return
+            output_tokens = longest
+            self._clipped += 1
+        columns.output_tokens[i] = output_tokens
+        if self._cluster.reject_oversized and not self._fits(prompt_tokens, output_tokens):
+            self._reject(i, _POOL_TOO_SMALL, now)
+            return
+        request = Request(i, now, prompt_tokens, output_tokens)
+        if self._dynamic:
+            request.watched = self._options.max_concurrency is not None or self._has_next_turn(i)
+        state = self._pools[0]
+        replica = state.route(request, now)
+        columns.replica_prefill[i] = replica.id
+        request.replica = replica
+        replica.enqueue(request, now)
+        if replica.role == "prefill":
+            replica.watchers += output_tokens > 1 or request.watched
+        else:
+            columns.replica_decode[i] = replica.id
+            replica.watchers += request.watched
+        if replica.watchers:
+            self._watch(replica)
+        timeout_ns = self._options.client_timeout_ns
+        if timeout_ns is not None:
+            self._push(now + timeout_ns, i, TIMEOUT, request)
+
+    def _fits(self, prompt_tokens: int, output_tokens: int) -> bool:
+        """Could this request's KV ever fit in the pools it passes through?"""
+        probe = Request(0, 0, prompt_tokens, output_tokens)
+        for state in self._pools:
+            kv = state.replicas[0].kv
+            if state.pool.role == "prefill":
+                peak = prompt_tokens
+            elif state.pool.role == "decode":
+                if output_tokens == 1:
+                    continue
+                peak = max(prompt_tokens + 1, prompt_tokens + output_tokens - 1)
+            else:
+                peak = prompt_tokens + output_tokens - 1
+            if kv.missing_blocks(probe, peak) > kv.total_blocks:
+                return False
+        return True
+
+    def _has_next_turn(self, i: int) -> bool:
+        return self._next_turn is not None and self._next_turn[i] >= 0
+
+    def _reject(self, i: int, reason: int, now: int) -> None:
+        columns = self._recorder.columns
+        columns.status[i] = REJECTED
+        columns.reason[i] = reason
+        columns.finish_ns[i] = now
+        self._free_client(i, now)
+
+    def ended(self, request: Request, now: int) -> None:
+        """A watched request got its last token."""
+        replica: Replica = request.replica  # type: ignore[assignment]
+        replica.watchers -= 1
+        self._free_client(request.id, now)
+
+    def _free_client(self, i: int, now: int) -> None:
+        """Whoever waited for this request to end may go on."""
+        if not self._dynamic:
+            return
+        if self._options.max_concurrency is not None:
+            self._in_flight -= 1
+            if self._client_queue:
+                _, following = heappop(self._client_queue)
+                self._in_flight += 1
+                self._push(now, following, SEND, None)
+        if self._next_turn is not None and (turn := int(self._next_turn[i])) >= 0:
+            think_ns = self._trace.think_ns
+            self._push(now + (0 if think_ns is None else int(think_ns[turn])), turn, SEND, None)
+
+    def _abandon(self, request: Request, now: int) -> None:
+        replica: Replica = request.replica  # type: ignore[assignment]
+        if replica.due_ns <= now:
+            replica.settle(now)
+        if request.state == ENDED:
+            return
+        columns = self._recorder.columns
+        columns.status[request.id] = ABANDONED
+        columns.reason[request.id] = _CLIENT_TIMEOUT
+        columns.finish_ns[request.id] = now
+        if request.state in (OFFERED, SENDING):
+            handoff = self._handoffs[request]
+            columns.generated_tokens[request.id] = 1
+            if request.state == OFFERED:
+                handoff.target.offers.remove(request)
+                handoff.target.waiting_tokens -= request.prompt_tokens + 1
+                self._release_source(request, now)
+                del self._handoffs[request]
+            request.state = ENDED
+            replica = handoff.target
+        else:
+            replica.give_up(request, now)
+        if request.watched or (replica.role == "prefill" and request.output_tokens > 1):
+            replica.watchers -= 1
+        self._watch(replica)
+        self._free_client(request.id, now)
+
+    # ---- replicas somebody waits for
+
+    def _watch(self, replica: Replica) -> None:
+        """Have an event at the replica's next end (or plan) if somebody waits for what happens there."""
+        if not replica.watchers and not replica.offers:
+            return
+        if replica.stretch_steps:
+            time_ns, phase = replica.stretch_end_ns, ENDS
+        elif replica.due_ns < FOREVER:
+            time_ns, phase = replica.boundary_ns, PLANS
+        else:
+            return
+        key = time_ns * 4 + phase
+        if replica.posted != key:
+            replica.posted = key
+            self._clock.post(time_ns, phase, replica.id, self._on_replica, (replica, key))
+
+    def _on_replica(self, event: Event) -> None:
+        replica, key = event._value
+        if replica.posted != key:
+            return  # an arrival has moved it
+        replica.posted = -1
+        self.now_ns = now = self._clock.now_ns
+        if key & 3 == PLANS:
+            replica.plan_at(now)
+        else:
+            replica.settle(now)
+        self._watch(replica)
+
+    # ---- handoff
+
+    def offer(self, request: Request, now: int) -> None:
+        """Its first token was sampled in the prefill pool; a decode replica is to take over."""
+        replica: Replica = request.replica  # type: ignore[assignment]
+        replica.watchers -= 1
+        request.state = OFFERED
+        self._push(now, request.id, OFFER, request)
+
+    def _offered(self, request: Request, now: int) -> None:
+        source: Replica = request.replica  # type: ignore[assignment]
+        target = self._pools[1].route(request, now)
+        self._handoffs[request] = _Handoff(request, source, target)
+        self._recorder.columns.replica_decode[request.id] = target.id
+        target.interrupt(now)
+        target.watchers += request.watched
+        target.waiting_tokens += request.prompt_tokens + 1
+        target.offers.append(request)
+        if len(target.offers) == 1:
+            self.take_offers(target, now)
+        request.replica = target
+        self._watch(target)
+
+    def take_offers(self, target: Replica, now: int) -> None:
+        """Book blocks for offered requests, in order, and start their transfers."""
+        offers = target.offers
+        while offers and target.takes_offers:
+            request = offers[0]
+            if target.kv.missing_blocks(request, request.prompt_tokens + 1) > target.uncommitted_blocks:
+                return
+            offers.popleft()
+            target.kv.allocate(request, request.prompt_tokens + 1)
+            request.state = SENDING
+            assert self._link is not None
+            self._link.start(request, request.prompt_tokens * self._pools[0].pool.kv_bytes_per_token, now)
+
+    def _release_source(self, request: Request, now: int) -> None:
+        handoff = self._handoffs[request]
+        handoff.source.interrupt(now)
+        handoff.source.kv.release(handoff.left, 0)
+        self._watch(handoff.source)
+
+    def _flow_ended(self, flow: Flow, now: int) -> None:
+        self.now_ns = now
+        request = flow.request
+        self._release_source(request, now)
+        assert self._cluster.link is not None
+        arrival_ns = now + round(self._cluster.link.latency_s * 1e9)
+        self._transfers.append((flow.start_ns, request.id, arrival_ns, flow.bytes))
+        self._push(arrival_ns, request.id, DELIVER, request)
+
+    def _delivered(self, request: Request, now: int) -> None:
+        target = self._handoffs.pop(request).target
+        target.waiting_tokens -= request.prompt_tokens + 1
+        if request.state == ENDED:  # abandoned on the way
+            target.interrupt(now)
+            target.kv.release(request, 0)
+        else:
+            target.deliver(request, now)
+            target.waiting_tokens += 1
+        self._watch(target)
+
+    def blocks_between_pools(self, replica: Replica) -> int:
+        """Blocks of this replica that requests on their way hold (for the recount of laws)."""
+        blocks = 0
+        for request, handoff in self._handoffs.items():
+            if handoff.source is replica:
+                blocks += handoff.left.held_blocks
+            if handoff.target is replica:
+                blocks += request.held_blocks
+        return blocks + sum(
+            r.held_blocks for _, _, kind, r in self._heap if kind == OFFER and r and r.replica is replica
+        )
+
+    def tokens_between_pools(self, replica: Replica) -> int:
+        """Tokens that ``waiting_tokens`` of this replica counts for requests on their way to it."""
+        return sum(r.prompt_tokens + 1 for r, handoff in self._handoffs.items() if handoff.target is replica)
+
+    # ---- the log
+
+    def _log(self) -> RunLog:
+        replicas = self.replicas
+        recorder = self._recorder
+        columns = recorder.columns.arrays
+        trace = self._trace
+        n = len(trace)
+        if not self._dynamic:
+            sent = self._first_turns[: self._read_rows - len(self._rows) + self._rows_at]
+            columns["arrival_ns"][sent] = trace.arrival_ns[sent]
+        elif self._client_queue:
+            columns["arrival_ns"][[i for _, i in self._client_queue]] = NEVER
+        reached_ns = max([replica.boundary_ns for replica in replicas], default=0)
+        end_ns = (
+            self._options.horizon_ns if self._options.horizon_ns is not None else max(reached_ns, self._clock.now_ns)
+        )
+        for replica in replicas:
+            replica.close(end_ns)
+        for request, handoff in self._handoffs.items():
+            columns["generated_tokens"][request.id] = 1
+        unfinished = columns["status"] == UNFINISHED
+        never_sent = unfinished & (columns["arrival_ns"] == NEVER)
+        stuck = self._options.horizon_ns is None and bool((unfinished & ~never_sent).any())
+        columns["reason"][unfinished] = _STUCK if stuck else _HORIZON
+        columns["reason"][never_sent] = _NOT_SENT
+        unsent = columns["output_tokens"] == NEVER
+        columns["output_tokens"][unsent] = trace.output_tokens[unsent]
+        transfers = np.array(sorted(self._transfers), np.int64).reshape(-1, 4)
+        return RunLog(
+            arrival_ns=columns["arrival_ns"],
+            client_queue_ns=columns["client_queue_ns"],
+            queued_ns=np.where(columns["replica_prefill"] >= 0, columns["arrival_ns"], NEVER),
+            first_scheduled_ns=columns["first_scheduled_ns"],
+            first_token_ns=columns["first_token_ns"],
+            finish_ns=columns["finish_ns"],
+            prompt_tokens=trace.prompt_tokens,
+            output_tokens=columns["output_tokens"],
+            generated_tokens=columns["generated_tokens"],
+            computed_tokens=columns["computed_tokens"],
+            cached_tokens=np.zeros(n, np.int64),
+            preemptions=columns["preemptions"],
+            max_gap_ns=columns["max_gap_ns"],
+            replica_prefill=columns["replica_prefill"],
+            replica_decode=columns["replica_decode"],
+            status=columns["status"],
+            reason=columns["reason"],
+            reasons=REASONS,
+            gaps=recorder.gaps.result(),
+            timeline=join_timelines(self._samples),
+            transfers=Transfers(
+                request=transfers[:, 1], start_ns=transfers[:, 0], end_ns=transfers[:, 2], bytes=transfers[:, 3]
+            ),
+            tokens_by_second=dict(sorted(recorder.tokens_by_second.items())),
+            steps=tuple(replica.steps for replica in replicas),
+            stretches=tuple(replica.stretches for replica in replicas),
+            total_blocks=tuple(replica.total_blocks for replica in replicas),
+            peak_used_blocks=tuple(replica.peak_used_blocks for replica in replicas),
+            roles=tuple(replica.role for replica in replicas),
+            events=self._clock.events,
+            clipped=self._clipped,
+            end_ns=end_ns,
+            diagnosis=self._diagnosis() if stuck else None,
+        )
+
+    def _diagnosis(self) -> str:
+        """Why nothing can move: for each replica with live requests, what its head needs and what there is."""
+        lines = []
+        for replica in self.replicas:
+            if not replica.waiting and not replica.running_now and not replica.offers:
+                continue
+            kv = replica.kv
+            line = (
+                f"replica {replica.id} ({replica.role}): {len(replica.waiting)} waiting, {replica.running_count} running, "
+                f"{kv.free_blocks} of {kv.total_blocks} KV blocks free"
+            )
+            if replica.waiting:
+                head = replica.waiting.first
+                line += (
+                    f"; head is request {head.id}, which needs {kv.missing_blocks(head, head.target_tokens)} blocks for its "
+                    f"{head.target_tokens} tokens"
+                )
+            elif replica.offers:
+                line += f"; request {replica.offers[0].id} is offered and needs blocks for {replica.offers[0].prompt_tokens + 1} tokens"
+            lines.append(line)
+        return "nothing can move any more: " + "; ".join(lines)
+
+
+def _next_turns(trace: Trace) -> NDArray[np.int64]:
+    """Row of the next turn of the same session, or -1, shape (n,)."""
+    following = np.full(len(trace), -1, np.int64)
+    if trace.session is not None:
+        order = np.argsort(trace.session, kind="stable")
+        session = trace.session[order]
+        same = (session[1:] == session[:-1]) & (session[1:] >= 0)
+        following[order[:-1][same]] = order[1:][same]
+    return following
+
+
+def _first_turns(trace: Trace) -> NDArray[np.int64]:
+    """Rows that no earlier turn leads to, in order."""
+    later = _next_turns(trace)
+    is_first = np.ones(len(trace), bool)
+    is_first[later[later >= 0]] = False
+    return np.flatnonzero(is_first)

@@ -1,0 +1,282 @@
+"""The verbs a scheduler speaks. They check and book blocks and budget as they go, so every ledger stays whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kvsim.core.request import DECODING, PREFILLING, WAITING, Request
+from kvsim.core.shape import BatchShape
+
+if TYPE_CHECKING:
+    from kvsim.engine.replica import Replica
+
+
+class Plan:
+    """One step being planned, as a difference to "everybody who decodes goes on".
+
+    ``chunks`` are the bookings so far, (request, context before, tokens), and ``shape`` their totals; the decodes are added
+    when the step is launched. Blocks are taken from the pool as they are booked: those of the chunks by the verbs,
+    those by which the decodes grow in this step (``growth``) when planning begins, if they are there.
+    """
+
+    __slots__ = (
+        "_max_tokens",
+        "_replica",
+        "budget_tokens",
+        "chunk_decodes",
+        "chunks",
+        "decodes_held",
+        "growth",
+        "preempted",
+        "refused",
+        "review_ns",
+        "review_steps",
+        "runs",
+        "shape",
+    )
+
+    def __init__(self, replica: Replica, max_tokens: int) -> None:
+        self._replica = replica
+        self._max_tokens = max_tokens
+        self.shape = BatchShape()
+        self.chunks: list[tuple[Request, int, int]] = []
+        self.refused: list[tuple[int, str]] | None = None
+        self.review_ns: int | None = None
+        self.review_steps: int | None = None
+        self.runs: dict[Request, int] | None = None
+
+    def begin(self) -> None:
+        """Nothing is booked yet, and every decode is expected to go on."""
+        replica = self._replica
+        shape = self.shape
+        if self.chunks:
+            self.chunks = []
+            shape.prefill_tokens = 0
+            shape.prefill_chunk_squares = 0
+            shape.prefill_chunk_contexts = 0
+            shape.prefill_context_tokens = 0
+            shape.prefill_requests = 0
+            shape.sampled_requests = 0
+            shape.decode_context_tokens = 0
+            shape.decode_context_squares = 0
+        self.chunk_decodes = 0
+        self.decodes_held = False
+        self.runs = None
+        self.preempted = 0
+        self.review_ns = None
+        self.review_steps = None
+        self.budget_tokens = self._max_tokens - replica.decoding_count
+        self.growth = 0
+        self._take_growth()
+
+    def finish(self) -> None:
+        """The policy has spoken. Decodes for which it left no blocks are held: unfair perhaps, never inconsistent."""
+        if self.runs is None and not self.decodes_held and self._replica.blocks_short:
+            chunks, budget = self.chunks, self.budget_tokens
+            self.chunks = []
+            for request in self.in_order():
+                if request.state == DECODING:
+                    self.run(request)
+            self.chunks, self.budget_tokens = chunks, budget
+
+    # ---- what a policy says
+
+    def admit(
+        self,
+        request: Request,
+        max_tokens: int | None = None,
+        *,
+        whole: bool = False,
+        reserve_full: bool = False,
+        keep_free_blocks: int = 0,
+    ) -> bool:
+        replica = self._replica
+        waiting = replica.waiting
+        if not waiting or waiting[0] is not request:
+            raise ValueError(f"only the head of the waiting queue can be admitted, not {request!r}")
+        context = request.computed_tokens
+        left = request.target_tokens - context
+        tokens = left if max_tokens is None or left < max_tokens else max_tokens
+        if tokens > self.budget_tokens:
+            if whole or self.budget_tokens <= 0:
+                return False
+            tokens = self.budget_tokens
+        kv = replica.kv
+        if (
+            (reserve_full and not kv.can_admit(request, request.target_tokens, keep_free_blocks))
+            or (keep_free_blocks and not kv.can_admit(request, context + tokens, keep_free_blocks))
+            or not kv.allocate(request, context + tokens)
+        ):
+            if self.refused is not None:
+                self.refused.append((request.id, "w"))
+            return False
+        replica.start_running(request, left)
+        self._book(request, context, tokens)
+        return True
+
+    def prefill(self, request: Request, max_tokens: int | None = None) -> int:
+        if request.state != PREFILLING:
+            raise ValueError(f"{request!r} is not being prefilled")
+        context = request.computed_tokens
+        tokens = request.target_tokens - context
+        if max_tokens is not None and tokens > max_tokens:
+            tokens = max_tokens
+        if tokens > self.budget_tokens:
+            tokens = self.budget_tokens
+        if tokens <= 0:
+            return 0
+        if not self._replica.kv.allocate(request, context + tokens):
+            if self.refused is not None:
+                self.refused.append((request.id, "r"))
+            return 0
+        self._book(request, context, tokens)
+        return tokens
+
+    def preempt(self, request: Request) -> None:
+        replica = self._replica
+        if request not in replica.running_now:
+            raise ValueError(f"{request!r} does not run, so it cannot be preempted")
+        if request.state == DECODING:
+            if self.runs is None:
+                replica.kv.free_blocks += self.growth
+                self.growth = 0
+                if not self.decodes_held:
+                    self.budget_tokens += 1
+            elif request in self.runs:
+                blocks = self.runs.pop(request)
+                replica.kv.free_blocks += blocks
+                self.growth -= blocks
+                self.budget_tokens += 1
+        else:
+            self._unbook(request)
+        replica.preempt(request)
+        self.preempted += 1
+        if self.runs is None and not self.decodes_held:
+            self._take_growth()
+
+    def make_room(self) -> int:
+        replica = self._replica
+        victims = 0
+        while replica.blocks_short:
+            self.preempt(replica.youngest)
+            victims += 1
+        return victims
+
+    def hold_decodes(self, hold: bool = True) -> None:
+        if hold != self.decodes_held and self.runs is None:
+            self.decodes_held = hold
+            decodes = self._replica.decoding_count
+            self.budget_tokens += decodes if hold else -decodes
+            self._replica.kv.free_blocks += self.growth
+            self.growth = 0
+            if not hold:
+                self._take_growth()
+
+    def tight(self, max_tokens: int | None = None) -> bool:
+        replica = self._replica
+        if replica.blocks_short:
+            return True
+        prefilling = replica.prefilling
+        if not prefilling:
+            return False
+        budget = self.budget_tokens
+        blocks = 0
+        for request in prefilling:
+            tokens = request.target_tokens - request.computed_tokens
+            if max_tokens is not None and tokens > max_tokens:
+                tokens = max_tokens
+            if tokens > budget:
+                if request is not replica.youngest:
+                    return True  # what it leaves to those behind it depends on the order
+                tokens = budget
+            budget -= tokens
+            blocks += replica.kv.missing_blocks(request, request.computed_tokens + tokens)
+        return blocks > replica.kv.free_blocks
+
+    def in_order(self) -> Iterator[Request]:
+        if self.chunks:
+            raise ValueError("in_order comes before any other verb of a plan")
+        replica = self._replica
+        replica.kv.free_blocks += self.growth
+        self.growth = 0
+        self.runs = {}
+        self.decodes_held = False
+        self.budget_tokens = self._max_tokens
+        for request in list(replica.running_now):
+            if request.state != WAITING:
+                yield request
+
+    def run(self, request: Request, max_tokens: int | None = None) -> int:
+        if request.state == PREFILLING:
+            return self.prefill(request, max_tokens)
+        if self.runs is None:
+            raise ValueError("run goes with in_order; without it every decode takes part anyway")
+        kv = self._replica.kv
+        blocks = kv.growth_blocks_of(request, self._replica.decode_step)
+        if blocks > kv.free_blocks:
+            if self.refused is not None:
+                self.refused.append((request.id, "r"))
+            return 0
+        kv.free_blocks -= blocks
+        self.growth += blocks
+        self.runs[request] = blocks
+        self.budget_tokens -= 1
+        return 1
+
+    def review_at(self, time_s: float) -> None:
+        self.review_ns = round(time_s * 1e9)
+
+    def review_after(self, steps: int) -> None:
+        self.review_steps = max(1, steps)
+
+    # ---- books
+
+    def _take_growth(self) -> None:
+        kv = self._replica.kv
+        blocks = kv.growth_blocks(self._replica.decode_step, 1)
+        if blocks <= kv.free_blocks:
+            kv.free_blocks -= blocks
+            self.growth = blocks
+
+    def _book(self, request: Request, context: int, tokens: int) -> None:
+        self.chunks.append((request, context, tokens))
+        self.budget_tokens -= tokens
+        shape = self.shape
+        left = request.target_tokens - context
+        if tokens == left:
+            shape.sampled_requests += 1
+        if left == 1 and request.generated_tokens:
+            self.chunk_decodes += 1
+            shape.decode_context_tokens += context
+            shape.decode_context_squares += context * context
+        else:
+            shape.prefill_requests += 1
+            shape.prefill_tokens += tokens
+            shape.prefill_chunk_squares += tokens * tokens
+            shape.prefill_chunk_contexts += tokens * context
+            shape.prefill_context_tokens += context
+
+    def _unbook(self, request: Request) -> None:
+        """Undo this request's chunk, if it has one: its tokens return to the budget. Its blocks go with all it holds."""
+        for i, (booked, context, tokens) in enumerate(self.chunks):
+            if booked is request:
+                break
+        else:
+            return
+        del self.chunks[i]
+        self.budget_tokens += tokens
+        shape = self.shape
+        left = request.target_tokens - context
+        if tokens == left:
+            shape.sampled_requests -= 1
+        if left == 1 and request.generated_tokens:
+            self.chunk_decodes -= 1
+            shape.decode_context_tokens -= context
+            shape.decode_context_squares -= context * context
+        else:
+            shape.prefill_requests -= 1
+            shape.prefill_tokens -= tokens
+            shape.prefill_chunk_squares -= tokens * tokens
+            shape.prefill_chunk_contexts -= tokens * context
+            shape.prefill_context_tokens -= context

@@ -1,0 +1,858 @@
+"""One replica: steps that are planned, launched and applied, and the leaps over steps in which nothing changes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvsim.core.cluster import Pool
+from kvsim.core.request import DECODING, ENDED, HELD, PREFILLING, WAITING, Request
+from kvsim.core.runlog import FINISHED
+from kvsim.core.shape import BatchShape
+from kvsim.engine.clock import FOREVER
+from kvsim.engine.plan import Plan
+from kvsim.engine.recorder import LONGEST_PACKED_NS, Recorder, TimelineSamples
+
+if TYPE_CHECKING:
+    from kvsim.engine.cluster import Simulation
+    from kvsim.engine.decisions import DecisionRecorder
+
+SECOND = 1_000_000_000
+_FIRST_LEAP, _LONGEST_LEAP = 16, 4096
+
+
+class Waiting(deque[Request]):
+    """The waiting queue, head first: delivered requests (their KV is here), then preempted ones, then the others."""
+
+    @property
+    def first(self) -> Request:
+        return self[0]
+
+
+class Replica:
+    """What one engine holds and does; also the view that policies read.
+
+    Time: ``boundary_ns`` is where the last applied step ended (or the replica woke up). A stretch of one or more steps
+    with the same batch may be in flight: ``stretch_steps`` > 0, ending at ``ends_ns``. ``due_ns`` is the first moment at which
+    ``settle`` has something to do.
+
+    Decodes are totals: ``decoding_count``, ``_context`` and ``_squares`` (sums over them before the next step) and ``decode_step``, the number of
+    decode steps taken. A request that joins at decode step d with r tokens to go is done when ``decode_step`` is d + r; its context then follows from
+    the two numbers it keeps, and nothing is done per step.
+
+    Gaps: ``_cohort_ns`` is when the decodes last got a token, all of them but those in ``_behind``, whose own last token
+    is in ``gap_from_ns``. The largest gap of a request that stayed with the decodes since time t is the first entry at or
+    after t of ``_gap_starts``/``_gap_sizes``, kept strictly decreasing in size.
+    """
+
+    __slots__ = (
+        "_admissions",
+        "_behind",
+        "_changed",
+        "_check_laws",
+        "_chunks",
+        "_cohort_ns",
+        "_context",
+        "_cost",
+        "_decode_shape",
+        "_decodes",
+        "_durations",
+        "_every_step",
+        "_finishing",
+        "_gap_sizes",
+        "_gap_starts",
+        "_given_up",
+        "_held",
+        "_leap",
+        "_leaps",
+        "_other_context",
+        "_plan",
+        "_ready",
+        "_recorder",
+        "_review_ns",
+        "_review_step",
+        "_samples",
+        "_scheduler",
+        "_second_end_ns",
+        "_second_tokens",
+        "_shape",
+        "_simulation",
+        "_squares",
+        "boundary_ns",
+        "decisions",
+        "decode_step",
+        "decoding_count",
+        "due_ns",
+        "ends_ns",
+        "posted",
+        "id",
+        "kv",
+        "offers",
+        "peak_used_blocks",
+        "prefilling",
+        "role",
+        "running_now",
+        "steps",
+        "stretch_end_ns",
+        "stretch_start_ns",
+        "stretch_steps",
+        "stretches",
+        "total_blocks",
+        "waiting",
+        "waiting_tokens",
+        "watchers",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        pool: Pool,
+        simulation: Simulation,
+        recorder: Recorder,
+        samples: TimelineSamples,
+        leaps: bool,
+        decisions: DecisionRecorder | None,
+        check_laws: bool,
+    ) -> None:
+        self.id = id
+        self.role = pool.role
+        self.kv = pool.kv.start(pool.kv_blocks)
+        self.total_blocks = pool.kv_blocks
+        self.peak_used_blocks = 0
+        self._scheduler = pool.scheduler
+        self._every_step = bool(getattr(pool.scheduler, "every_step", True))
+        self._cost = pool.cost
+        self._simulation = simulation
+        self._recorder = recorder
+        self._samples = samples
+        self._leaps = leaps
+        self.decisions = decisions
+        self._check_laws = check_laws
+        # requests
+        self.waiting = Waiting()
+        self._ready = 0  # how many at the head of the queue were delivered with their KV
+        self.waiting_tokens = 0
+        self.offers: deque[Request] = deque()
+        self.running_now: dict[Request, None] = {}  # in admission order
+        self.prefilling: list[Request] = []
+        self._admissions = 0
+        self._held: list[Request] = []
+        self._given_up: list[Request] = []
+        self._other_context = 0  # tokens in KV of running requests that do not decode
+        # decodes
+        self.decoding_count = 0
+        self._context = 0
+        self._squares = 0
+        self.decode_step = 0
+        self._finishing: list[tuple[int, int, Request]] = []
+        # gaps
+        self._behind: list[Request] = []
+        self._cohort_ns = 0
+        self._gap_starts: list[int] = []
+        self._gap_sizes: list[int] = []
+        self._second_end_ns = 0
+        self._second_tokens = 0
+        # time
+        self.boundary_ns = 0
+        self.due_ns = FOREVER
+        self.stretch_steps = 0
+        self.stretch_start_ns = 0
+        self.stretch_end_ns = 0
+        self.ends_ns: list[int] | NDArray[np.int64] = []
+        self._durations: list[int] | NDArray[np.int64] = []
+        self._decodes = 0
+        self._chunks: Sequence[tuple[Request, int, int]] = ()
+        self._decode_shape = self._shape = BatchShape()
+        self._leap = _FIRST_LEAP
+        self._changed = True
+        self._review_ns = FOREVER
+        self._review_step = FOREVER
+        self.steps = 0
+        self.stretches = 0
+        self.watchers = 0
+        self.posted = -1
+        self._plan = Plan(self, pool.scheduler.max_num_batched_tokens)
+        if decisions:
+            self._plan.refused = []
+
+    # ---- what a policy reads
+
+    @property
+    def now_s(self) -> float:
+        return self.boundary_ns / 1e9
+
+    @property
+    def free_blocks(self) -> int:
+        return self.kv.free_blocks
+
+    @property
+    def running(self) -> Sequence[Request]:
+        return list(self.running_now)
+
+    @property
+    def running_count(self) -> int:
+        return len(self.running_now)
+
+    @property
+    def requests_count(self) -> int:
+        return len(self.running_now) + len(self.waiting)
+
+    @property
+    def decodes_in_flight(self) -> int:
+        """Decodes that take part in the stretch in flight."""
+        return self._decodes if self.stretch_steps else 0
+
+    @property
+    def youngest(self) -> Request:
+        if not self.running_now:
+            raise IndexError("nothing runs")
+        return next(reversed(self.running_now))
+
+    @property
+    def blocks_short(self) -> int:
+        short = self.kv.growth_blocks(self.decode_step, 1) - self._plan.growth - self.kv.free_blocks
+        return short if short > 0 else 0
+
+    @property
+    def resident_tokens(self) -> int:
+        context = self._context + self._other_context
+        if self.stretch_steps > 1 and self._decodes:
+            context += self._decodes * bisect_right(self.ends_ns, self._simulation.now_ns, 0, self.stretch_steps)
+        return context
+
+    def context_tokens_of(self, request: Request) -> int:
+        if request.state == DECODING:
+            return request.computed_tokens + self.decode_step - request.joined_step
+        return request.computed_tokens
+
+    # ---- time
+
+    def settle(self, now_ns: int) -> None:
+        """Let happen every end at or before ``now_ns`` and every plan before it."""
+        while self.due_ns <= now_ns:
+            if self.stretch_steps:
+                self._apply()
+            else:
+                self._launch()
+
+    def plan_at(self, now_ns: int) -> None:
+        """Let happen everything up to and including the plan at ``now_ns``."""
+        self.settle(now_ns)
+        while not self.stretch_steps and self.due_ns == now_ns + 1:
+            self._launch()
+            self.settle(now_ns)
+
+    def interrupt(self, now_ns: int) -> None:
+        """Something changes now: settle, and let the step in flight be the last of its stretch."""
+        if self.due_ns <= now_ns:
+            self.settle(now_ns)
+        if self.stretch_steps > 1:
+            steps = bisect_left(self.ends_ns, now_ns, 0, self.stretch_steps) + 1
+            if steps < self.stretch_steps:
+                self.stretch_steps = steps
+                self.stretch_end_ns = self.due_ns = int(self.ends_ns[steps - 1])
+                if self._leap > _FIRST_LEAP:
+                    self._leap >>= 1
+                if self.due_ns <= now_ns:
+                    self.settle(now_ns)
+        if self._samples.next_ns < now_ns:
+            self._sample(now_ns)
+        self._changed = True
+        if not self.stretch_steps and self.due_ns == FOREVER:
+            if self.boundary_ns < now_ns:
+                self.boundary_ns = now_ns
+            self.due_ns = self.boundary_ns + 1
+
+    # ---- requests come and go
+
+    def enqueue(self, request: Request, now_ns: int) -> None:
+        """A request arrives at the back of the queue."""
+        self.interrupt(now_ns)
+        self.waiting.append(request)
+        self.waiting_tokens += request.target_tokens
+        if self.decisions:
+            self.decisions.arrived(request)
+
+    def start_running(self, request: Request, tokens_left: int) -> None:
+        """The head of the queue was admitted."""
+        self.waiting.popleft()
+        self.waiting_tokens -= tokens_left
+        if self._ready:
+            self._ready -= 1
+        self._admissions += 1
+        request.admission = self._admissions
+        request.state = PREFILLING
+        self.running_now[request] = None
+        self._other_context += request.computed_tokens
+        first_scheduled = self._recorder.columns.first_scheduled_ns
+        if first_scheduled[request.id] < 0:
+            first_scheduled[request.id] = self.boundary_ns
+        if self.decisions:
+            self.decisions.admitted(request)
+
+    def preempt(self, request: Request) -> None:
+        """A running request loses its KV and waits again, ahead of those that have not run."""
+        if self.decisions:
+            context = self.context_tokens_of(request)
+            blocks = max(request.held_blocks, self.kv.missing_blocks(Request(0, 0, 1, 1), context))
+            generated = request.generated_tokens
+            if request.state == DECODING:
+                generated += self.decode_step - request.joined_step
+            self.decisions.preempted(request, context, generated, blocks)
+        self._drop_running(request)
+        request.computed_tokens = 0
+        request.state = WAITING
+        request.preemptions += 1
+        self._recorder.columns.preemptions[request.id] += 1
+        self.waiting.insert(self._ready, request)
+        self.waiting_tokens += request.target_tokens
+        self._changed = True
+
+    def _drop_running(self, request: Request) -> None:
+        """Out of the running list, with all its blocks."""
+        del self.running_now[request]
+        if request.state == DECODING:
+            self._leave_decodes(request)
+        else:
+            self._other_context -= request.computed_tokens
+            if request in self.prefilling:
+                self.prefilling.remove(request)
+        self.kv.release(request, request.computed_tokens)
+
+    def _join_decodes(self, request: Request, context: int) -> None:
+        """From the next step on it decodes, with this context; its last token came at ``gap_from_ns``."""
+        step = self.decode_step
+        request.state = DECODING
+        request.computed_tokens = context
+        request.joined_step = step
+        request.finish_step = finish = step + request.output_tokens - request.generated_tokens
+        heappush(self._finishing, (finish, request.admission, request))
+        self.kv.join(request, context, step)
+        if self._cohort_ns != request.gap_from_ns:
+            if self.decoding_count == len(self._behind):
+                self._cohort_ns = request.gap_from_ns
+            else:
+                self._behind.append(request)
+        self.decoding_count += 1
+        self._context += context
+        self._squares += context * context
+
+    def _leave_decodes(self, request: Request) -> None:
+        """Out of the totals before its end; what it knows of itself is brought up to date."""
+        steps = self.decode_step - request.joined_step
+        context = request.computed_tokens + steps
+        request.computed_tokens = context
+        request.generated_tokens += steps
+        request.target_tokens += steps
+        self.decoding_count -= 1
+        self._context -= context
+        self._squares -= context * context
+        self.kv.leave(request, context)
+        if request in self._behind:
+            self._behind.remove(request)
+        else:
+            self._note_gap(request)
+            request.gap_from_ns = self._cohort_ns
+
+    def _note_gap(self, request: Request) -> None:
+        """The largest gap since this request joined the decodes."""
+        i = bisect_left(self._gap_starts, request.gap_from_ns)
+        if i < len(self._gap_sizes) and self._gap_sizes[i] > request.max_gap_ns:
+            request.max_gap_ns = self._gap_sizes[i]
+
+    def _shared_gap(self, start_ns: int, gap_ns: int) -> None:
+        """Every decode that had its last token at ``start_ns`` or before saw a gap of this size."""
+        sizes = self._gap_sizes
+        starts = self._gap_starts
+        while sizes and sizes[-1] <= gap_ns:
+            sizes.pop()
+            starts.pop()
+        sizes.append(gap_ns)
+        starts.append(start_ns)
+
+    def _own_gap(self, request: Request, end_ns: int) -> None:
+        """A token after a pause that the rest of the batch did not share."""
+        gap = end_ns - request.gap_from_ns
+        self._recorder.gaps.add_one(gap)
+        if gap > request.max_gap_ns:
+            request.max_gap_ns = gap
+        request.gap_from_ns = end_ns
+
+    def _hold(self, request: Request) -> None:
+        """It sits out the coming step."""
+        self._leave_decodes(request)
+        request.state = HELD
+        self._other_context += request.computed_tokens
+        self._held.append(request)
+
+    def _rejoin_held(self) -> None:
+        """Those who sat out the last step take part again."""
+        for request in self._held:
+            self._other_context -= request.computed_tokens
+            self._join_decodes(request, request.computed_tokens)
+        self._held.clear()
+
+    # ---- a step: planned, launched, applied
+
+    def _launch(self) -> None:
+        """Plan the step that starts at the boundary and send it off, with as many like it as are sure to follow."""
+        start = self.boundary_ns
+        if self.offers:
+            self._simulation.take_offers(self, start)
+        kv = self.kv
+        step = self.decode_step
+        growth = kv.growth_blocks(step, 1)
+        if (
+            growth > kv.free_blocks
+            or self._every_step
+            or ((self.waiting or self.prefilling) and (self._changed or not self._leaps))
+            or self._held
+            or step >= self._review_step
+            or start >= self._review_ns
+        ):
+            plan = self._consult(start)
+            chunks = plan.chunks
+            decodes = self._decodes
+        else:
+            plan = None
+            chunks = None
+            self._decodes = decodes = self.decoding_count
+            kv.free_blocks -= growth
+        self.stretch_start_ns = start
+        if self._samples.every_step and (chunks or decodes):
+            self._samples.next_ns = start
+        if chunks:
+            assert plan is not None
+            self._chunks = chunks
+            shape = plan.shape
+            if decodes:
+                shape.decode_context_tokens += self._context
+                shape.decode_context_squares += self._squares
+                shape.sampled_requests += decodes
+            shape.decode_requests = decodes + plan.chunk_decodes
+            self._shape = shape
+            self._launch_step(shape)
+        elif decodes:
+            self._shape = shape = self._decode_shape
+            shape.decode_requests = shape.sampled_requests = decodes
+            shape.decode_context_tokens = self._context
+            shape.decode_context_squares = self._squares
+            steps = self._sure_steps() if self._leaps else 1
+            if steps == 1:
+                self._launch_step(shape)
+            else:
+                self._launch_leap(shape, steps)
+        else:
+            self._sleep()
+        if self.decisions and (plan or decodes):
+            self.decisions.launched(self, plan, start, self.stretch_end_ns if self.stretch_steps else start)
+
+    def _consult(self, start: int) -> Plan:
+        """Ask the scheduler until it schedules something or changes nothing."""
+        plan = self._plan
+        while True:
+            if self._held:
+                self._rejoin_held()
+            self._changed = False
+            plan.begin()
+            self._scheduler.plan(self, plan)
+            plan.finish()
+            if plan.decodes_held:
+                decodes = 0
+                self._changed = True
+            else:
+                if plan.runs is not None and len(plan.runs) < self.decoding_count:
+                    for request in self.running:
+                        if request.state == DECODING and request not in plan.runs:
+                            self._hold(request)
+                    self._changed = True
+                decodes = self.decoding_count
+            plan.growth = 0
+            self._decodes = decodes
+            if decodes or plan.chunks or not plan.preempted:
+                break
+            if self.decisions:
+                self.decisions.launched(self, plan, start, start)
+        self._review_ns = FOREVER if plan.review_ns is None else plan.review_ns
+        self._review_step = FOREVER if plan.review_steps is None else self.decode_step + plan.review_steps
+        return plan
+
+    def _sure_steps(self) -> int:
+        """How many steps from here on are sure to have the same batch, as far as this replica can know."""
+        if self._changed or self._every_step or self.prefilling or self._behind:
+            return 1
+        if self._cohort_ns != self.stretch_start_ns:
+            return 1
+        finishing = self._finishing
+        step = self.decode_step
+        while True:
+            finish, admission, request = finishing[0]
+            if request.state == DECODING and request.finish_step == finish and request.admission == admission:
+                break
+            heappop(finishing)
+        steps = min(finish, self._review_step) - step
+        if steps > self._leap:
+            steps = self._leap
+        if steps > 1:
+            steps = 1 + self.kv.steps_until_short(step + 1, steps - 1)
+        return steps
+
+    def _launch_step(self, shape: BatchShape) -> None:
+        duration = round(self._cost.step_s(shape) * 1e9)
+        end = self.stretch_start_ns + duration
+        self._durations = [duration]
+        self.ends_ns = [end]
+        self.stretch_steps = 1
+        self.stretch_end_ns = self.due_ns = end
+
+    def _launch_leap(self, shape: BatchShape, steps: int) -> None:
+        seconds = self._cost.steps_s(shape, steps)
+        if isinstance(seconds, list):
+            durations: list[int] | NDArray[np.int64] = [round(s * 1e9) for s in seconds]
+            ends: list[int] | NDArray[np.int64] = list(accumulate(durations, initial=self.stretch_start_ns))
+            del ends[0]
+        else:
+            durations = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
+            ends = durations.cumsum()
+            ends += self.stretch_start_ns
+        if self._review_ns < FOREVER:
+            steps = min(steps, bisect_left(ends, self._review_ns) + 1)
+        if steps == self._leap < _LONGEST_LEAP:
+            self._leap = steps * 2
+        self._durations = durations
+        self.ends_ns = ends
+        self.stretch_steps = steps
+        self.stretch_end_ns = self.due_ns = int(ends[steps - 1])
+
+    def _sleep(self) -> None:
+        """Nothing can be scheduled: until something comes, or until the time at which the policy asked to be called."""
+        if self._review_ns < FOREVER and self._review_ns > self.boundary_ns:
+            if self._samples.next_ns < self._review_ns:
+                self._sample(self._review_ns)
+            self.boundary_ns = self._review_ns
+            self.due_ns = self._review_ns + 1
+        else:
+            self.due_ns = FOREVER
+
+    def _apply(self) -> None:
+        """The stretch in flight has ended: contexts have grown, tokens are delivered, some requests are done."""
+        if self._given_up:
+            self._drop_given_up()
+        steps = self.stretch_steps
+        ends = self.ends_ns
+        end = self.stretch_end_ns
+        if self._samples.next_ns < end:
+            self._sample(end)
+        decodes = self._decodes
+        tokens = decodes * steps
+        kv = self.kv
+        if decodes:
+            if steps > 1:
+                kv.free_blocks -= kv.growth_blocks(self.decode_step + 1, steps - 1)
+            self._squares += steps * (2 * self._context + decodes * steps)
+            self._context += tokens
+            self.decode_step = step = self.decode_step + steps
+            self._record_gaps(steps, end)
+            self._cohort_ns = end
+        used = self.total_blocks - kv.free_blocks
+        if used > self.peak_used_blocks:
+            self.peak_used_blocks = used
+        if decodes:
+            finishing = self._finishing
+            while finishing and finishing[0][0] <= step:
+                finish, admission, request = heappop(finishing)
+                if request.state == DECODING and request.finish_step == finish and request.admission == admission:
+                    self._finish_decode(request, end)
+        if self._chunks:
+            tokens += self._apply_chunks(end)
+        if end < self._second_end_ns:
+            self._second_tokens += tokens
+        else:
+            self._count_seconds(decodes, tokens - decodes * steps)
+        self.stretch_steps = 0
+        self.steps += steps
+        self.stretches += 1
+        self.boundary_ns = end
+        self.due_ns = end + 1 if self.running_now or self.waiting or self.offers else FOREVER
+        if self.decisions:
+            self.decisions.applied(self)
+        if self._check_laws:
+            self._check_books()
+
+    def _record_gaps(self, steps: int, end: int) -> None:
+        durations = self._durations
+        behind = self._behind
+        if behind or self._cohort_ns != self.stretch_start_ns:
+            # A pause lies behind at least some of them; such a stretch has one step.
+            shared = self._decodes - len(behind)
+            if shared:
+                gap = end - self._cohort_ns
+                self._recorder.gaps.add_one(gap, shared)
+                self._shared_gap(self._cohort_ns, gap)
+            for request in behind:
+                self._own_gap(request, end)
+            behind.clear()
+            return
+        if len(durations) != steps:
+            durations = durations[:steps]
+        largest = int(max(durations)) if type(durations) is list else int(durations.max())
+        self._shared_gap(self.stretch_start_ns, largest)
+        if largest < LONGEST_PACKED_NS:
+            self._recorder.gaps.add(durations, self._decodes)
+        else:
+            for gap in durations:
+                self._recorder.gaps.add_one(int(gap), self._decodes)
+
+    def _apply_chunks(self, end: int) -> int:
+        """The chunks of the step have been computed. Returns the tokens sampled from them."""
+        columns = self._recorder.columns
+        sampled = 0
+        for request, context, tokens in self._chunks:
+            if request.state == ENDED:
+                continue
+            context += tokens
+            request.computed_tokens = context
+            if tokens > 1 or not request.generated_tokens or context < request.target_tokens:
+                columns.computed_tokens[request.id] += tokens
+            if context < request.target_tokens:
+                self._other_context += tokens
+                if request.computed_tokens == tokens or request not in self.prefilling:
+                    self.prefilling.append(request)
+                continue
+            # It has all it needs in KV, so the step sampled its next token.
+            self._other_context -= context - tokens
+            if self.prefilling and request in self.prefilling:
+                self.prefilling.remove(request)
+            sampled += 1
+            request.target_tokens += 1
+            request.generated_tokens += 1
+            if request.generated_tokens == 1:
+                columns.first_token_ns[request.id] = end
+                request.gap_from_ns = end
+            else:
+                self._own_gap(request, end)
+            if request.generated_tokens == request.output_tokens:
+                del self.running_now[request]
+                self.kv.release(request, context)
+                self._end_request(request, end)
+            elif self.role == "prefill":
+                del self.running_now[request]
+                self._simulation.offer(request, end)
+            else:
+                self._join_decodes(request, context)
+        self._chunks = ()
+        self._changed = True
+        return sampled
+
+    def _finish_decode(self, request: Request, end: int) -> None:
+        """Its last token came with this step."""
+        context = request.prompt_tokens + request.output_tokens - 1
+        self.decoding_count -= 1
+        self._context -= context
+        self._squares -= context * context
+        self.kv.leave(request, context)
+        self.kv.release(request, context)
+        del self.running_now[request]
+        self._note_gap(request)
+        if not self.decoding_count:
+            self._gap_starts.clear()
+            self._gap_sizes.clear()
+        request.generated_tokens = request.output_tokens
+        self._end_request(request, end)
+        self._changed = True
+
+    def _end_request(self, request: Request, end_ns: int) -> None:
+        """It got its last token, and its blocks are back."""
+        request.state = ENDED
+        columns = self._recorder.columns
+        i = request.id
+        columns.finish_ns[i] = end_ns
+        columns.status[i] = FINISHED
+        columns.generated_tokens[i] = request.generated_tokens
+        if request.generated_tokens > 1:
+            columns.max_gap_ns[i] = request.max_gap_ns
+        if self.decisions:
+            self.decisions.finished(request)
+        if request.watched:
+            self._simulation.ended(request, end_ns)
+
+    # ---- interruptions
+
+    def deliver(self, request: Request, now_ns: int) -> None:
+        """A request whose KV was sent here: it is served before those that still need a prefill."""
+        self.interrupt(now_ns)
+        request.state = WAITING
+        self.waiting.insert(self._ready, request)
+        self._ready += 1
+
+    @property
+    def uncommitted_blocks(self) -> int:
+        """Free blocks less what the step in flight (the last of its stretch) will have taken."""
+        free = self.kv.free_blocks
+        if self.stretch_steps > 1:
+            free -= self.kv.growth_blocks(self.decode_step + 1, self.stretch_steps - 1)
+        return free
+
+    @property
+    def takes_offers(self) -> bool:
+        """No preempted request waits here."""
+        return len(self.waiting) == self._ready
+
+    def give_up(self, request: Request, now_ns: int) -> None:
+        """The client has gone. Waiting: out at once. Running: out at the end of the step in flight, without its token."""
+        self.interrupt(now_ns)
+        self._note_lost(request)
+        if request.state == WAITING:
+            if request.held_blocks:
+                self._ready -= 1
+            self.waiting.remove(request)
+            self.waiting_tokens -= request.target_tokens - request.computed_tokens
+            self.kv.release(request, request.computed_tokens)
+        elif self.stretch_steps:
+            if self.stretch_steps > 1:
+                self._split_stretch()
+                self._note_lost(request)
+            self._given_up.append(request)
+            return
+        else:
+            if request.state == HELD:
+                self._rejoin_held()
+            self._drop_running(request)
+        request.state = ENDED
+
+    def _note_lost(self, request: Request) -> None:
+        """What it had got by now, for the log."""
+        columns = self._recorder.columns
+        generated = request.generated_tokens
+        if request.state == DECODING:
+            generated += self.decode_step - request.joined_step
+            self._note_gap(request)
+        columns.generated_tokens[request.id] = generated
+        if generated > 1:
+            columns.max_gap_ns[request.id] = request.max_gap_ns
+
+    def _drop_given_up(self) -> None:
+        """At the end of the step that they were still part of."""
+        for request in self._given_up:
+            if request.state == DECODING:
+                self.kv.free_blocks += self.kv.growth_blocks_of(request, self.decode_step)
+                self._decodes -= 1
+            self._drop_running(request)
+            request.state = ENDED
+        self._given_up.clear()
+        self._changed = True
+
+    def _split_stretch(self) -> None:
+        """All steps of the stretch but the one in flight have happened; make that one a stretch of its own."""
+        steps = self.stretch_steps
+        duration = int(self._durations[steps - 1])
+        end = int(self.ends_ns[steps - 1])
+        start = int(self.ends_ns[steps - 2])
+        self.stretch_steps = steps - 1
+        self.stretch_end_ns = start
+        self._apply()
+        self.kv.free_blocks -= self.kv.growth_blocks(self.decode_step, 1)
+        self._durations = [duration]
+        self.ends_ns = [end]
+        self.stretch_start_ns = start
+        self.stretch_steps = 1
+        self.stretch_end_ns = self.due_ns = end
+
+    # ---- records
+
+    def _count_seconds(self, decodes: int, sampled: int) -> None:
+        """Tokens of a stretch that ends in a new second: book each step's in the second in which it ended."""
+        counter = self._recorder.tokens_by_second
+        if self._second_tokens:
+            counter[self._second_end_ns // SECOND - 1] += self._second_tokens
+        ends, steps = self.ends_ns, self.stretch_steps
+        last = self.stretch_end_ns // SECOND
+        done = 0
+        while (second := int(ends[done]) // SECOND) < last:
+            upto = bisect_left(ends, (second + 1) * SECOND, done, steps)
+            counter[second] += decodes * (upto - done)
+            done = upto
+        self._second_tokens = decodes * (steps - done) + sampled
+        self._second_end_ns = (last + 1) * SECOND
+
+    def _sample(self, until_ns: int) -> None:
+        """Timeline rows for the instants before ``until_ns``: nothing but steps going by has happened since the last row."""
+        samples = self._samples
+        if samples.every_step:
+            while (start := samples.next_ns) < until_ns:
+                samples.add(self._row(start))
+                following = bisect_right(self.ends_ns, start, 0, self.stretch_steps)
+                samples.next_ns = int(self.ends_ns[following]) if following < self.stretch_steps - 1 else FOREVER
+            return
+        if not self.stretch_steps:
+            samples.skip_gap(until_ns)
+        while samples.next_ns < until_ns:
+            samples.add(self._row(samples.next_ns))
+
+    def _row(self, time_ns: int) -> tuple[int, ...]:
+        free = self.kv.free_blocks
+        step_ns = batch = prefill = decodes = 0
+        if self.stretch_steps:
+            i = bisect_right(self.ends_ns, time_ns, 0, self.stretch_steps)
+            if i and self._decodes:
+                free -= self.kv.growth_blocks(self.decode_step + 1, i)
+            step_ns = int(self._durations[i])
+            prefill = self._shape.prefill_tokens
+            decodes = self._shape.decode_requests
+            batch = prefill + decodes
+        return (
+            time_ns, step_ns, len(self.waiting), len(self.running_now), batch, prefill, decodes,
+            self.total_blocks - free, 0, free,
+        )  # fmt: skip
+
+    def _check_books(self) -> None:
+        """Recount what the totals say, request by request. Raises AssertionError with the numbers."""
+        blocks = self._simulation.blocks_between_pools(self)
+        context = squares = decodes = other = 0
+        for request in self.running_now:
+            tokens = self.context_tokens_of(request)
+            held = self.kv.missing_blocks(Request(0, 0, 1, 1), tokens)
+            if request.state == DECODING:
+                decodes += 1
+                context += tokens
+                squares += tokens * tokens
+            else:
+                other += tokens
+                held = max(held, request.held_blocks)
+            blocks += held
+        blocks += sum(request.held_blocks for request in self.waiting)
+        counted = (
+            decodes,
+            context,
+            squares,
+            other,
+            blocks,
+            sum(r.target_tokens - r.computed_tokens for r in self.waiting),
+        )
+        booked = (
+            self.decoding_count, self._context, self._squares, self._other_context, self.total_blocks - self.kv.free_blocks,
+            self.waiting_tokens - self._simulation.tokens_between_pools(self),
+        )  # fmt: skip
+        assert counted == booked, f"replica {self.id} at {self.boundary_ns} ns: counted {counted}, booked {booked}"
+        assert self.kv.free_blocks >= 0, f"replica {self.id}: {self.kv.free_blocks} free blocks"
+        assert self.boundary_ns >= self.stretch_start_ns, f"replica {self.id}: time went back"
+
+    def close(self, end_ns: int) -> None:
+        """The run is over: write what is still open."""
+        if self._samples.next_ns <= end_ns:
+            self._sample(end_ns + 1)
+        if self._second_tokens:
+            self._recorder.tokens_by_second[self._second_end_ns // SECOND - 1] += self._second_tokens
+            self._second_tokens = 0
+        for request in self.running_now:
+            if request.state != ENDED:
+                self._note_lost(request)
+        for request in self.waiting:
+            self._note_lost(request)
