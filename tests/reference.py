@@ -98,8 +98,8 @@ class Request:
         return self.target - self.computed
 
     @property
-    def client_queue(self) -> int | None:
-        return None if self.arrival is None or self.ready is None else self.arrival - self.ready
+    def client_queue(self) -> int:
+        return 0 if self.arrival is None or self.ready is None else self.arrival - self.ready
 
     @property
     def max_gap(self) -> int | None:
@@ -169,7 +169,7 @@ class Replica:
     # ---- what a router sees
 
     def requests_count(self) -> int:
-        return len(self.ready) + len(self.waiting) + len(self.running) + len(self.offers) + len(self.incoming)
+        return len(self.ready) + len(self.waiting) + len(self.running)
 
     def tokens_count(self) -> int:
         waiting = sum(request.missing for request in self.ready + self.waiting)
@@ -394,12 +394,13 @@ class Reference:
             self.check_blocks()
             self.plans()
             self.check_blocks()
-        stuck = time is None and any(r.arrival is not None and r.finish is None for r in self.requests)
+        unending = self.options.horizon_ns is None
+        stuck = unending and any(r.arrival is not None and r.finish is None for r in self.requests)
         for request in self.requests:
             if request.arrival is None:
                 request.reason = "not_sent"
             elif request.finish is None:
-                request.reason = "stuck" if time is None else "horizon"
+                request.reason = "stuck" if stuck else "horizon"
         return Outcome(
             requests=self.requests,
             gaps=Counter(gap for request in self.requests for gap in request.gaps),
@@ -445,8 +446,11 @@ class Reference:
     def end_step(self, replica: Replica, step: Step) -> None:
         replica.step = None
         replica.touched = True
+        replica.steps += 1
         finished = []
         for request, tokens in step.work:
+            if not is_decode(request, tokens):
+                request.computed_tokens += tokens
             request.computed += tokens
             if request.computed == request.target and request.status != "abandoned":
                 self.deliver_token(request)
@@ -627,7 +631,7 @@ class Reference:
             return
         source = self.replicas[request.replica_prefill]
         where = source if request.replica_decode == -1 else self.replicas[request.replica_decode]
-        self.end(request, "abandoned")
+        self.end(request, "abandoned", "client_timeout")
         if place == "waiting":
             where.waiting.remove(request)
             where.touched = True
@@ -666,14 +670,11 @@ class Reference:
         self.record(replica, step, shape, duration)
         if not step.work:
             return
-        replica.steps += 1
         replica.step = step
         replica.step_end = self.now + duration
         for request, tokens in step.work:
             if request.first_scheduled is None:
                 request.first_scheduled = self.now
-            if not is_decode(request, tokens):
-                request.computed_tokens += tokens
 
     def record(self, replica: Replica, step: Step, shape: BatchShape, duration: int) -> None:
         """The decision in the words of the recordings; ``end_step`` adds what it changes."""

@@ -137,7 +137,7 @@ class World:
         return Reference(self.trace, self.pools, self.options, self._router_rng).run()
 
     def _router_rng(self, pool: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, pool])
+        return np.random.default_rng(np.random.SeedSequence(self.seed).spawn(len(self.pools))[pool])
 
 
 def world(trace: Trace, *pools: PoolSpec, seed: int = 0, **options: Any) -> World:
@@ -159,7 +159,7 @@ def columns(outcome: Outcome) -> dict[str, list[int | str]]:
         "status": [r.status for r in rows],
         "reason": [r.reason for r in rows],
         "arrival_ns": [ns(r.arrival) for r in rows],
-        "client_queue_ns": [ns(r.client_queue) for r in rows],
+        "client_queue_ns": [r.client_queue for r in rows],
         "first_scheduled_ns": [ns(r.first_scheduled) for r in rows],
         "first_token_ns": [ns(r.first_token) for r in rows],
         "finish_ns": [ns(r.finish) for r in rows],
