@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
-KINDS = ("models", "gpus", "schedulers", "routers", "kv", "costs", "readers")
+KINDS = ("models", "gpus", "schedulers", "routers", "kv", "costs", "readers", "generators")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -81,7 +81,7 @@ def _load(scenario: str, settings: Sequence[str]) -> Scenario:
     return Scenario.load(scenario, [parse_set(setting) for setting in settings])
 
 
-@cli.command()
+@cli.command(short_help="Simulate a scenario.")
 @scenario_options
 @click.option("--out", metavar="DIR", help="Result folder, instead of the scenario's output.dir.")
 @click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
@@ -141,7 +141,7 @@ def run(
     return 1 if outcome.broken_laws or diagnosis else 0
 
 
-@cli.command()
+@cli.command(short_help="Check a scenario without running it.")
 @scenario_options
 def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool) -> None:
     """Check SCENARIO and every file it names, without running it."""
@@ -153,7 +153,8 @@ def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool) -> None
     rows = trace.rows
     read = f", {rows.read} rows read" if rows and rows.read != len(trace) else ""
     click.echo(f"{scenario}: valid")
-    click.echo(f"  workload  {len(trace)} requests{read}, {trace.path} ({trace.format})")
+    origin = f"{trace.path} ({trace.format})" if trace.path else "generated"
+    click.echo(f"  workload  {len(trace)} requests{read}, {origin}")
     click.echo(f"  model     {resolved.model.name}, max_model_len {resolved.cluster.max_model_len}")
     for built in resolved.pools:
         pool = built.pool
@@ -166,7 +167,7 @@ def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool) -> None
         click.echo(f"  note      {note}")
 
 
-@cli.command()
+@cli.command(short_help="Print the JSON Schema of scenario files.")
 def schema() -> None:
     """Print the JSON Schema of scenario files, from which editors complete."""
     from kvsim.scenario.json_schema import schema_text
@@ -184,10 +185,10 @@ def list_(kind: str | None) -> None:
         if kind is None:
             click.echo(f"{each}:")
         for name, description in entries(each):
-            click.echo(f"{'  ' if kind is None else ''}{name:<16} {description}")
+            click.echo(f"{'  ' if kind is None else ''}{name:<17}  {description}")
 
 
-@cli.command()
+@cli.command(short_help="Draw the figures of a result folder.")
 @click.argument("run_dir", metavar="RUN_DIR")
 @click.option("--out", metavar="DIR", help="Where the figures go; default: RUN_DIR.")
 def plot(run_dir: str, out: str | None) -> None:
@@ -201,9 +202,9 @@ def plot(run_dir: str, out: str | None) -> None:
 def _ledger_rows(resolved: Resolved) -> list[tuple[str, int]]:
     several = len(resolved.pools) > 1
     return [
-        (f"{built.pool.role}: {label}" if several else label, amount)
+        (f"{built.pool.role}: {row.label}" if several else row.label, row.bytes)
         for built in resolved.pools
-        for label, amount in built.ledger.rows()
+        for row in built.ledger.rows()
     ]
 
 

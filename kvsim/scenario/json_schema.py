@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -48,6 +49,8 @@ def schema() -> Schema:
     for owner in (definitions["ClusterKeys"], definitions[PoolKeys.__name__]):
         _offer(owner["properties"]["gpu"], GPUS, {"type": "string"})
     _offer(definitions["TraceKeys"]["properties"]["format"], ("auto", *READERS), PLUGIN)
+    definitions["generate"] = _generate()
+    _offer(definitions["WorkloadKeys"]["properties"]["generate"], (), {"$ref": "#/$defs/generate"})
     for unused in (SeatKeys.__name__, KVKeys.__name__):
         definitions.pop(unused, None)
     head: Schema = {"$schema": DRAFT, "title": "kvsim scenario", "description": document.pop("description")}
@@ -60,31 +63,42 @@ def _offer(value: Schema, names: tuple[str, ...], otherwise: Schema) -> None:
     """Let ``value`` be one of the names or something else; editors then offer the names."""
     nullable = any(option.get("type") == "null" for option in value.pop("anyOf", []))
     value.pop("type", None)
-    value["anyOf"] = [{"enum": list(names)}, otherwise, *([{"type": "null"}] if nullable else [])]
+    value["anyOf"] = [*([{"enum": list(names)}] if names else []), otherwise, *([{"type": "null"}] if nullable else [])]
 
 
 def _seat(seat: str) -> Schema:
     """A seat as a bare name or a mapping; the preset's policy may leave its name out."""
     table = seats.table(seat)
-    names = {"enum": sorted(table)}
     usual = {preset.seats[seat] for preset in PRESETS.values()}
     beside = _beside(seat)
-    policies: list[Schema] = []
-    for name in sorted(table):
-        policy = plugins.load(seat, name, table)
-        fields = {field.name: _parameter(field) for field in seats.parameters_of(policy).values()}
-        required = [field.name for field in seats.parameters_of(policy).values() if field.required]
-        policies.append(
-            {
-                "description": first_line(policy),
-                "properties": {"name": {"const": name}, **fields, **beside},
-                "required": required if name in usual else ["name", *required],
-                "additionalProperties": False,
-            }
-        )
+    policies = [
+        _named(name, plugins.load(seat, name, table), beside, name_required=name not in usual) for name in sorted(table)
+    ]
     policies.append({"properties": {"name": PLUGIN, **beside}, "required": ["name"]})
+    names = {"enum": sorted(table)}
     mapping = {"type": "object", "properties": {"name": {"anyOf": [names, PLUGIN]}}, "anyOf": policies}
     return {"anyOf": [names, PLUGIN, mapping]}
+
+
+def _generate() -> Schema:
+    table = seats.generators()
+    return {
+        "type": "object",
+        "properties": {"name": {"enum": sorted(table)}},
+        "anyOf": [_named(name, table[name], {}, name_required=True) for name in sorted(table)],
+    }
+
+
+def _named(name: str, target: Callable[..., Any], beside: Schema, *, name_required: bool) -> Schema:
+    """The mapping of one policy: its name, its parameters, and other keys of the section."""
+    parameters = seats.parameters_of(target).values()
+    required = ["name"] * name_required + [parameter.name for parameter in parameters if parameter.required]
+    return {
+        "description": first_line(target),
+        "properties": {"name": {"const": name}, **{p.name: _parameter(p) for p in parameters}, **beside},
+        "required": required,
+        "additionalProperties": False,
+    }
 
 
 def _beside(seat: str) -> Schema:

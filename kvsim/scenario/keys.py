@@ -91,7 +91,7 @@ class WorkloadKeys(Section):
     """Who asks, when, and for how much: a trace from a file, or a generated one."""
 
     trace: TraceKeys | None = Field(default=None, description="Replay this file.")
-    generate: SeatKeys | None = Field(default=None, description="Make a trace from the seed instead of reading one.")
+    generate: SeatKeys | None = Field(default=None, description="Make a trace: a generator's name and arguments.")
     sessions: Literal["open", "closed"] = Field(
         default="open",
         description="open: every turn at its recorded time. closed: a later turn is sent think time after the "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from kvsim.core import plugins
 from kvsim.scenario import seats
@@ -11,7 +12,7 @@ SEAT_OF = {"schedulers": "scheduler", "routers": "router", "kv": "kv", "costs": 
 
 
 def entries(kind: str) -> Iterator[tuple[str, str]]:
-    """(name, description) of everything of a kind: models, gpus, readers, or the policies of a seat."""
+    """(name, description) of everything of a kind: models, gpus, readers, generators, or the policies of a seat."""
     if kind == "models":
         from kvsim.models import MODELS, load_model
 
@@ -29,6 +30,9 @@ def entries(kind: str) -> Iterator[tuple[str, str]]:
                 f"{gpu.memory_bytes / 2**30:.1f} GiB, {gpu.hbm_bytes_per_s / 1e12:.2f} TB/s, "
                 f"{gpu.bf16_flops_per_s / 1e12:.0f} TFLOP/s bf16, link {gpu.gpu_link_bytes_per_s / 1e9:.0f} GB/s",
             )
+    elif kind == "generators":
+        for name, generator in sorted(seats.generators().items()):
+            yield name, first_line(generator)
     elif kind == "readers":
         from kvsim.workload.readers import READERS
 
@@ -37,10 +41,10 @@ def entries(kind: str) -> Iterator[tuple[str, str]]:
         yield from _policies(SEAT_OF[kind], seats.table(SEAT_OF[kind]))
 
 
-def first_line(policy: type) -> str:
-    """The first sentence of a class's docstring, on one line."""
-    paragraph = " ".join((policy.__doc__ or "").strip().split("\n\n")[0].split())
-    return paragraph.split(". ")[0].rstrip(".")
+def first_line(target: Callable[..., Any]) -> str:
+    """The first sentence of a docstring, on one line."""
+    paragraph = " ".join((target.__doc__ or "").strip().split("\n\n")[0].split())
+    return paragraph.split(". ")[0].rstrip(".").replace("``", "")
 
 
 def _policies(seat: str, table: Mapping[str, str]) -> Iterator[tuple[str, str]]:

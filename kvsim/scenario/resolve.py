@@ -12,6 +12,7 @@ import kvsim.hardware
 import kvsim.models
 from kvsim import __version__
 from kvsim.core.cluster import Cluster, Pool, RunOptions
+from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
 from kvsim.core.model import ModelSpec
 from kvsim.core.trace import Trace
@@ -19,7 +20,7 @@ from kvsim.hardware import GPUS, load_gpu
 from kvsim.kv.memory import KVLedger, kv_ledger
 from kvsim.models import MODELS, load_model
 from kvsim.scenario import seats
-from kvsim.scenario.keys import PoolKeys
+from kvsim.scenario.keys import PoolKeys, TraceKeys
 from kvsim.scenario.lock import check_lock, lock_text, scenario_hash, sha256_of
 from kvsim.scenario.messages import nearest
 from kvsim.scenario.presets import PRESETS, Preset
@@ -301,8 +302,9 @@ class _PoolResolver:
         }
 
     def _kv(self, gpu: Gpu, ranks: int, scheduler: Any) -> tuple[Any, KVLedger]:
-        kv, _ = self._seat("kv", block_size=self.preset.block_size)
-        with self.scenario.source.locate(("model",)):
+        kv, key = self._seat("kv", block_size=self.preset.block_size)
+        memory = self._memory()
+        try:
             ledger = kv_ledger(
                 self.model,
                 gpu,
@@ -310,8 +312,11 @@ class _PoolResolver:
                 max_num_batched_tokens=scheduler.max_num_batched_tokens,
                 max_num_seqs=scheduler.max_num_seqs,
                 block_size=kv.block_size,
-                **self._memory(),
+                **memory,
             )
+        except InputError as error:  # it does not fit: because of what kv asks for, or of the model itself
+            place: Key = (*key, error.key) if error.key in memory else ("model",)
+            raise self.scenario.source.error(error.problem, place, error.hint) from None
         return kv, ledger
 
 
@@ -340,29 +345,60 @@ def _written_out(
 
 
 def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool) -> Trace:
-    """The requests; writes the trace's path into ``keys`` and ``files``."""
-    trace_keys, source = scenario.workload.trace, scenario.source
-    key: Key = ("workload", "trace", "path")
-    path = (source.folder(key) / Path(trace_keys.path).expanduser()).resolve()
-    if not path.is_file():
-        problem = "is a folder, not a trace" if path.is_dir() else "does not exist"
-        raise source.error(
-            f"{path} {problem}", key, "relative paths start at the scenario file, with --set at the working directory"
-        )
-    keys["workload"]["trace"]["path"] = str(path)
-    files[key] = path
-    with source.locate(key[:-1]):
-        trace = read_trace(path, trace_keys.format, allow_plugins=allow_plugins)
-    if trace_keys.limit is not None:
-        trace = limit(trace, trace_keys.limit)
-    if trace_keys.rate_scale != 1.0:
-        trace = rate_scale(trace, trace_keys.rate_scale)
-    if scenario.workload.sessions == "closed" and trace.session is None:
+    """The requests; writes what was found about them into ``keys`` and ``files``."""
+    workload, source = scenario.workload, scenario.source
+    if workload.trace is not None:
+        trace = _read(scenario, workload.trace, keys["workload"]["trace"], files, allow_plugins)
+    else:
+        trace = _generate(scenario, keys["workload"])
+    if workload.sessions == "closed" and trace.session is None:
         raise source.error(
             "closed sessions need a trace that has sessions",
             ("workload", "sessions"),
             "columns session_id and think_s, or sessions: open",
         )
+    return trace
+
+
+def _read(
+    scenario: Scenario, wanted: TraceKeys, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool
+) -> Trace:
+    source, key = scenario.source, ("workload", "trace", "path")
+    folder = source.folder(key)
+    path = (folder / Path(wanted.path).expanduser()).resolve()
+    if not path.is_file():
+        problem = "is a folder, not a trace" if path.is_dir() else "does not exist"
+        start = "the working directory" if folder == Path.cwd() else "the scenario file"
+        raise source.error(f"{path} {problem}", key, f"a relative path starts at {start}")
+    with source.locate(("workload", "trace", "format")):
+        trace = read_trace(path, wanted.format, allow_plugins=allow_plugins)
+    files[key] = path
+    keys |= {"path": str(path), "format": trace.format}
+    if wanted.limit is not None:
+        trace = limit(trace, wanted.limit)
+    if wanted.rate_scale != 1.0:
+        with source.locate(("workload", "trace")):
+            trace = rate_scale(trace, wanted.rate_scale)
+    return trace
+
+
+def _generate(scenario: Scenario, keys: dict[str, Any]) -> Trace:
+    """A trace from the scenario's seed and the arguments of a generator."""
+    section, key = scenario.workload.generate, ("workload", "generate")
+    assert section is not None  # the keys were checked: a workload is read or generated
+    table = seats.generators()
+    name = section.name
+    if name not in table:
+        near = nearest(name or "", table)
+        meant = f"did you mean {near!r}? " if near else ""
+        problem = f"unknown generator {name!r}" if name else "name is missing"
+        raise scenario.source.error(problem, (*key, "name"), f"{meant}known: {', '.join(sorted(table))}")
+    parameters = seats.parameters_of(table[name])
+    given = seats.arguments(parameters, section.parameters, scenario.source, key)
+    defaults = {p.name: p.default for p in parameters.values() if not p.required}
+    values = {**defaults, "seed": scenario.seed, **given}
+    trace: Trace = seats.call(table[name], values, name, scenario.source, key)
+    keys["generate"] = {"name": name, **seats.plain(values)}
     return trace
 
 

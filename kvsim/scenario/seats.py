@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,6 +15,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from kvsim.core import plugins
 from kvsim.core.errors import InputError
+from kvsim.core.trace import Trace
 from kvsim.scenario.messages import unknown_key, wrong_value
 from kvsim.scenario.source import Key, Source
 from kvsim.scenario.units import parse_bytes
@@ -37,9 +39,16 @@ def table(seat: str) -> Mapping[str, str]:
     return found
 
 
+def generators() -> dict[str, Callable[..., Trace]]:
+    """Names under ``workload.generate`` -> functions that make a trace; their arguments are the keys beside it."""
+    from kvsim.workload.generate import chat_sessions, lognormal_poisson
+
+    return {"chat_sessions": chat_sessions, "lognormal_poisson": lognormal_poisson}
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One field of a plug-in. ``hint`` is its type; ``required``: it has no default."""
+    """One field of a plug-in (or argument of a function). ``hint`` is its type; ``required``: it has no default."""
 
     name: str
     hint: Any
@@ -47,21 +56,19 @@ class Parameter:
     default: Any
 
 
-def parameters_of(policy: type) -> dict[str, Parameter]:
-    """The parameters of a plug-in class. Raises InputError if it is not a dataclass or its types cannot be found."""
-    if not dataclasses.is_dataclass(policy):
-        raise InputError(f"{policy.__qualname__} is not a dataclass", hint="decorate it with @dataclass(frozen=True)")
+def parameters_of(target: Callable[..., Any]) -> dict[str, Parameter]:
+    """The parameters of a plug-in class or a function.
+
+    Raises InputError if a class is not a dataclass, or if its types cannot be found.
+    """
+    if isinstance(target, type) and not dataclasses.is_dataclass(target):
+        raise InputError(f"{target.__qualname__} is not a dataclass", hint="decorate it with @dataclass(frozen=True)")
     try:
-        hints = get_type_hints(policy)
+        hints = get_type_hints(target)
     except NameError as error:
-        raise InputError(f"the annotations of {policy.__qualname__} cannot be read: {error}") from error
-    found = {}
-    for field in dataclasses.fields(policy):
-        if field.init:
-            factory = field.default_factory
-            default = factory() if factory is not dataclasses.MISSING else field.default
-            found[field.name] = Parameter(field.name, hints[field.name], default is dataclasses.MISSING, default)
-    return found
+        raise InputError(f"the annotations of {target.__qualname__} cannot be read: {error}") from error
+    found = inspect.signature(target).parameters.values()
+    return {p.name: Parameter(p.name, hints.get(p.name, Any), p.default is p.empty, p.default) for p in found}
 
 
 def build(
@@ -72,7 +79,7 @@ def build(
     key: Key,
     *,
     defaults: Mapping[str, Any] | None = None,
-    known: tuple[str, ...] = (),
+    known: Sequence[str] = (),
     allow_plugins: bool = True,
 ) -> Any:
     """The policy ``name`` of a seat with the parameters of the mapping at ``key``.
@@ -84,24 +91,38 @@ def build(
         policy = plugins.load(seat, name, table(seat), allow_plugins=allow_plugins)
         parameters = parameters_of(policy)
     values = {field: value for field, value in (defaults or {}).items() if field in parameters}
-    for field, value in given.items():
-        if field not in parameters:
-            raise unknown_key((*key, field), ["name", *known, *parameters], source)
-        values[field] = _checked(parameters[field], value, source, (*key, field))
-    for parameter in parameters.values():
-        if parameter.required and parameter.name not in values:
-            raise source.error(f"{name} needs {parameter.name}", key)
+    return call(policy, {**values, **arguments(parameters, given, source, key, known)}, name, source, key)
+
+
+def arguments(
+    parameters: Mapping[str, Parameter], given: Mapping[str, Any], source: Source, key: Key, known: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The given values, checked against their types. Raises InputError for an unknown name or a wrong type."""
+    values = {}
+    for name, value in given.items():
+        if name not in parameters:
+            raise unknown_key((*key, name), ["name", *known, *parameters], source)
+        values[name] = _checked(parameters[name], value, source, (*key, name))
+    return values
+
+
+def call(target: Callable[..., Any], values: Mapping[str, Any], name: str, source: Source, key: Key) -> Any:
+    """``target(**values)``; a missing argument, and what the target refuses, become an InputError at ``key``."""
+    missing = [p.name for p in parameters_of(target).values() if p.required and p.name not in values]
+    if missing:
+        raise source.error(f"{name} needs {', '.join(missing)}", key)
     try:
-        return policy(**values)
-    except InputError as error:
-        raise source.error(error.problem, (*key, error.key) if error.key else key, error.hint) from error
+        with source.locate(key):
+            return target(**values)
     except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise source.error(f"{name} refuses its parameters: {error}", key) from error
 
 
 def values_of(policy: Any) -> dict[str, Any]:
     """The parameters that a policy was made with, as plain data for a file."""
-    return {name: _plain(getattr(policy, name)) for name in parameters_of(type(policy))}
+    return {name: plain(getattr(policy, name)) for name in parameters_of(type(policy))}
 
 
 def files_of(policy: Any) -> Iterator[tuple[str, Path]]:
@@ -135,11 +156,12 @@ def _checked(parameter: Parameter, value: Any, source: Source, key: Key) -> Any:
     return source.folder(key) / checked.expanduser() if isinstance(checked, Path) else checked
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as a file can hold it: absolute paths as text, tuples as lists."""
     if isinstance(value, Path):
         return str(value.resolve())
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     return value
