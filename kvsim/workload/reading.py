@@ -34,7 +34,7 @@ def read_trace(path: str | os.PathLike[str], format: str = "auto", allow_plugins
 
 def _recognised(path: Path, head: bytes) -> str:
     """The name of the first format that recognises the file."""
-    from kvsim.workload.readers.table import header, open_table, shown
+    from kvsim.workload.readers.table import open_table, shown
 
     names = open_table(path).names
     text = ",".join(names) + "\n" if head.startswith(b"PAR1") else head.decode("utf-8", errors="replace")
@@ -45,11 +45,12 @@ def _recognised(path: Path, head: bytes) -> str:
             return format
         columns[format] = getattr(reader, "columns", ())
 
-    names = names or header(text)
+    known = {name for every in columns.values() for name in every}
+    strange = sorted(set(names) - known)
     near = {
         wanted: match[0]
-        for wanted in {name for every in columns.values() for name in every} - set(names)
-        if (match := difflib.get_close_matches(wanted, set(names), n=1, cutoff=0.7))
+        for wanted in sorted(known - set(names))
+        if (match := difflib.get_close_matches(wanted, strange, n=1, cutoff=0.7))
     }
     closest = max(columns, key=lambda format: len({*names, *near} & set(columns[format])))
     lacks = [
@@ -60,6 +61,4 @@ def _recognised(path: Path, head: bytes) -> str:
     hint = "known: " + "; ".join(f"{format} ({','.join(every)})" for format, every in columns.items())
     if len(lacks) < len(columns[closest]) or near:
         hint = f"closest is {closest}, which lacks {', '.join(lacks)}; {hint}"
-    raise InputError(
-        f"header {shown(','.join(names))} is of no known trace format", file=path, line=1, key=None, hint=hint
-    )
+    raise InputError(f"header {shown(','.join(names))} is of no known trace format", file=path, line=1, hint=hint)

@@ -40,7 +40,7 @@ class Kind:
     optional: bool = False
 
 
-WHOLE: Final = Kind(pa.int64(), "a whole number")
+WHOLE: Final = Kind(pa.int64(), "a whole number of at most 18 digits")
 SECONDS: Final = Kind(pa.float64(), "a number of seconds")
 SECONDS_OR_EMPTY: Final = Kind(pa.float64(), "a number of seconds, or nothing", optional=True)
 DECIMAL_SECONDS: Final = Kind(pa.decimal128(18, 9), "seconds with at most nine decimals")
@@ -64,7 +64,7 @@ class Table(Protocol):
 
 
 class Batch:
-    """Some consecutive rows of a table. Every method names a column; a rule that fails is an InputError with its line."""
+    """Some consecutive rows of a table. Methods name a column; a rule that fails is an InputError with its line."""
 
     def __init__(self, table: Table, first_row: int, arrays: Mapping[str, Any]) -> None:
         self._table = table
@@ -152,13 +152,18 @@ class Names:
         self._known += len(text.dictionary)
 
     def take(self) -> tuple[NDArray[np.int64], list[str]]:
-        """(n,) int64 numbers, and the name behind each number."""
+        """(n,) int64 numbers, and the name behind each number; names of which no row was kept are left out."""
         every = pa.concat_arrays(self._dictionaries).dictionary_encode()  # one name may be in several batches
-        number = np.append(_values(every.indices, np.int32).astype(np.int64), -1)  # index -1 stays -1
         names: list[str] = every.dictionary.to_pylist()
+        first = np.append(_values(every.indices, np.int32).astype(np.int64), -1)  # index -1 stays -1
+        numbers = first[np.concatenate(self._numbers)]
         if "" in names:
-            number[number == names.index("")] = -1
-        return number[np.concatenate(self._numbers)], names
+            numbers[numbers == names.index("")] = -1
+        used = np.zeros(len(names) + 1, np.bool_)
+        used[numbers] = True
+        used[-1] = False
+        renumbered = np.append(np.cumsum(used[:-1]) - 1, -1)
+        return renumbered[numbers], [name for name, is_used in zip(names, used.tolist(), strict=False) if is_used]
 
 
 def head_of(path: Path) -> bytes:
