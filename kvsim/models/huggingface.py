@@ -118,7 +118,7 @@ class _Config:
 
     def _refuse_other_attention(self, layers: int, max_model_len: int) -> None:
         kinds = self.keys.get("layer_types")
-        if kinds is not None and (not isinstance(kinds, list) or set(kinds) - {"full_attention"}):
+        if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
             raise self._refusal("layer_types", "only full_attention layers are modelled yet")
         window = self.keys.get("sliding_window")
         if kinds or not window or self.keys.get("use_sliding_window") is False:
