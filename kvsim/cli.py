@@ -41,9 +41,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)
         code = 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `kvsim list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except BrokenPipeError:
+        code = _reader_gone()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -52,7 +51,21 @@ def _refuse(message: str) -> int:
     return 2
 
 
-@click.group(context_settings=CONTEXT, no_args_is_help=False)
+def _reader_gone() -> int:
+    """Nobody reads our output any more, as in ``kvsim list | head -1``: what was to be done is done."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would exit with 1, which here means that a run failed
+            return _reader_gone()
+
+
+@click.group(cls=_Commands, context_settings=CONTEXT, no_args_is_help=False)
 @click.version_option(__version__, "--version", "-V", prog_name="kvsim", message="%(prog)s %(version)s")
 def cli() -> None:
     """Simulate LLM serving: replay a request trace on modelled GPUs, schedulers and KV caches."""
@@ -113,25 +126,34 @@ def run(
     from kvsim.scenario.resolve import resolve
 
     resolved = resolve(loaded, allow_plugins=not no_plugins)
-    with _progress_bar(len(resolved.trace), quiet) as progress:
-        outcome = execute(
-            resolved,
-            out=loaded.output_dir if out is None else out,
-            overwrite=overwrite,
-            check_laws=check_laws,
-            decisions=None if decisions is None else Path(decisions),
-            progress=progress,
-            resolve_s=time.perf_counter() - started_s,
-        )
+    try:
+        with _progress_bar(len(resolved.trace), quiet) as progress:
+            outcome = execute(
+                resolved,
+                out=loaded.output_dir if out is None else out,
+                overwrite=overwrite,
+                check_laws=check_laws,
+                decisions=None if decisions is None else Path(decisions),
+                progress=progress,
+                resolve_s=time.perf_counter() - started_s,
+            )
+    except AssertionError as error:
+        if not check_laws:
+            raise
+        click.echo(f"Error: broken law: {error}", err=True)
+        return 1
     result = outcome.result
     if form == "json" and not quiet:
         from kvsim.report.files import to_json
 
         click.echo(to_json(result.summary), nl=False)
     elif not quiet:
-        from kvsim.report.terminal import print_summary
+        from kvsim.report.terminal import print_summary, summary_text
 
-        print_summary(result.summary, _ledger_rows(resolved))
+        if sys.stdout.isatty():
+            print_summary(result.summary, _ledger_rows(resolved))
+        else:
+            click.echo(summary_text(result.summary, _ledger_rows(resolved)), nl=False)
         click.echo(f"Result in {result.out_dir}")
     for law in outcome.broken_laws:
         click.echo(f"Error: broken law: {law}", err=True)

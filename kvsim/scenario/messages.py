@@ -114,7 +114,14 @@ def _paths(model: type[BaseModel], at: Key = ()) -> Iterator[str]:
 
 
 SEAT_PARAMETERS = {
-    "scheduler": ("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "long_prefill_token_threshold"),
+    "scheduler": (
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "enable_chunked_prefill",
+        "long_prefill_token_threshold",
+        "scheduler_reserve_full_isl",
+        "watermark",
+    ),
     "kv": ("block_size",),
 }
 """Parameters of policies that people look for in the wrong section."""

@@ -28,6 +28,14 @@ TABLES = {
 }
 """Seat in a scenario -> where the table of its built-in policies is."""
 
+VERBS = {
+    "router": ("start", "route"),
+    "scheduler": ("plan", "max_num_seqs", "max_num_batched_tokens"),
+    "kv": ("start", "stored", "attended", "block_size"),
+    "cost": ("start",),
+}
+"""What a policy must have to sit in a seat (``kvsim/core/seats.py``)."""
+
 QUANTITIES = ("_s", "_bytes", "_tokens", "_blocks", "_frac", "_per_s")
 COUNTS = ("max_num_seqs", "max_num_batched_tokens", "block_size")
 
@@ -91,7 +99,11 @@ def build(
         policy = plugins.load(seat, name, table(seat), allow_plugins=allow_plugins)
         parameters = parameters_of(policy)
     values = {field: value for field, value in (defaults or {}).items() if field in parameters}
-    return call(policy, {**values, **arguments(parameters, given, source, key, known)}, name, source, key)
+    built = call(policy, {**values, **arguments(parameters, given, source, key, known)}, name, source, key)
+    lacking = [verb for verb in VERBS[seat] if not hasattr(built, verb)]
+    if lacking:
+        raise source.error(f"{name} cannot be a {seat}: it has no {', '.join(lacking)}", (*key, "name"))
+    return built
 
 
 def arguments(
