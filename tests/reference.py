@@ -150,7 +150,6 @@ class Replica:
         new = self.blocks_to_grow(request, tokens)
         self.free_blocks -= new
         self.held[request.id] = self.held.get(request.id, 0) + new
-        self.peak_used_blocks = max(self.peak_used_blocks, self.pool.kv_blocks - self.free_blocks)
 
     def release(self, request: Request) -> None:
         self.free_blocks += self.held.pop(request.id, 0)
@@ -337,7 +336,7 @@ class Outcome:
     requests: list[Request]
     gaps: Counter[int]
     tokens_by_second: Counter[int]
-    transfers: list[tuple[int, int, int, int]]  # request, start, delivery, bytes; in order of start
+    transfers: list[tuple[int, int, int, int]]  # request, start, delivery, bytes; by (start, request)
     steps: tuple[int, ...]
     peak_used_blocks: tuple[int, ...]
     decisions: list[list[dict[str, Any]]]
@@ -394,6 +393,9 @@ class Reference:
             self.check_blocks()
             self.plans()
             self.check_blocks()
+            for replica in self.replicas:  # what was held for a time, not in passing within one moment
+                used = sum(replica.held.values())
+                replica.peak_used_blocks = max(replica.peak_used_blocks, used)
         unending = self.options.horizon_ns is None
         stuck = unending and any(r.arrival is not None and r.finish is None for r in self.requests)
         for request in self.requests:
@@ -405,7 +407,7 @@ class Reference:
             requests=self.requests,
             gaps=Counter(gap for request in self.requests for gap in request.gaps),
             tokens_by_second=self.tokens_by_second,
-            transfers=self.transfers,
+            transfers=sorted(self.transfers, key=lambda row: (row[1], row[0])),
             steps=tuple(replica.steps for replica in self.replicas),
             peak_used_blocks=tuple(replica.peak_used_blocks for replica in self.replicas),
             decisions=[replica.decisions for replica in self.replicas],
@@ -483,7 +485,8 @@ class Reference:
         flow.source.release(flow.request)
         if flow.request.place != "ended":
             flow.request.place = "travelling"
-        self.at(self.now + self.latency_ns(), flow.request, self.deliver)
+        latency_ns = 0 if self.options.link is None else round(self.options.link[1] * 1e9)
+        self.at(self.now + latency_ns, flow.request, lambda request: self.deliver(request, flow))
 
     # ---- phase 1
 
@@ -605,17 +608,12 @@ class Reference:
             size = request.prompt * source.pool.kv_bytes_per_token
             self.link.advance(self.now)
             self.link.flows.append(Flow(request, source, target, self.now, size, size * SECOND))
-            self.transfers.append((request.id, self.now, -1, size))
             request.place = "flowing"
 
-    def latency_ns(self) -> int:
-        return 0 if self.options.link is None else round(self.options.link[1] * 1e9)
-
-    def deliver(self, request: Request) -> None:
-        target = self.replicas[request.replica_decode]
+    def deliver(self, request: Request, flow: Flow) -> None:
+        self.transfers.append((request.id, flow.start, self.now, flow.bytes))
+        target = flow.target
         target.incoming.remove(request)
-        row = next(k for k, transfer in enumerate(self.transfers) if transfer[0] == request.id)
-        self.transfers[row] = (request.id, self.transfers[row][1], self.now, self.transfers[row][3])
         target.touched = True
         if request.place == "ended":
             target.release(request)

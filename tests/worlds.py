@@ -6,7 +6,6 @@
 them in nanoseconds. ``worlds()`` is a Hypothesis strategy for random ones.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -191,15 +190,19 @@ def assert_same(log: RunLog, outcome: Outcome) -> None:
             f"{name} of {len(different)} of {len(expected)} requests, first {different[0]}: "
             f"engine {actual[different[0]]}, reference {expected[different[0]]}"
         )
-    assert Counter(dict(zip(log.gaps.gap_ns.tolist(), log.gaps.count.tolist(), strict=True))) == outcome.gaps
-    assert log.tokens_by_second == dict(outcome.tokens_by_second)
     transfers = log.transfers
     rows = (transfers.request, transfers.start_ns, transfers.end_ns, transfers.bytes)
-    assert list(zip(*(column.tolist() for column in rows), strict=True)) == outcome.transfers
-    assert log.steps == outcome.steps
-    assert log.peak_used_blocks == outcome.peak_used_blocks
-    assert log.clipped == outcome.clipped
-    assert (log.diagnosis is not None) == outcome.stuck
+    gaps = zip(log.gaps.gap_ns.tolist(), log.gaps.count.tolist(), strict=True)
+    for name, actual_fact, expected_fact in (
+        ("gaps", dict(gaps), dict(outcome.gaps)),
+        ("tokens_by_second", log.tokens_by_second, dict(outcome.tokens_by_second)),
+        ("transfers", list(zip(*(column.tolist() for column in rows), strict=True)), outcome.transfers),
+        ("steps", log.steps, outcome.steps),
+        ("peak_used_blocks", log.peak_used_blocks, outcome.peak_used_blocks),
+        ("clipped", log.clipped, outcome.clipped),
+        ("stuck", log.diagnosis is not None, outcome.stuck),
+    ):
+        assert actual_fact == expected_fact, f"{name}: engine {actual_fact}, reference {expected_fact}"
 
 
 def assert_equal_logs(one: RunLog, other: RunLog, *, but: Sequence[str] = ("stretches", "events")) -> None:
