@@ -35,4 +35,5 @@ class Azure2023:
             prompt.append(batch.tokens("ContextTokens", least=1))
             output.append(batch.tokens("GeneratedTokens", least=1))
         arrival_ns = arrival.take()
-        return Trace(arrival_ns - arrival_ns[0], prompt.take(), output.take(), rows=TraceRows(read=len(arrival_ns)))
+        arrival_ns -= arrival_ns[0]
+        return Trace(arrival_ns, prompt.take(), output.take(), rows=TraceRows(read=len(arrival_ns)))

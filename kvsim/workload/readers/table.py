@@ -121,19 +121,29 @@ class Batch:
 
 
 class Column:
-    """An int64 column put together from batches, in the order in which they come."""
+    """An int64 column put together from batches, in the order in which they come.
+
+    Doubling a plain array leaves nothing behind (what is not yet filled takes no memory); a list of pieces, put
+    together at the end, left 30 bytes per row with the allocators.
+    """
 
     def __init__(self) -> None:
-        self._pieces: list[NDArray[np.int64]] = []
+        self._values = np.empty(0, np.int64)
+        self._rows = 0
 
     def append(self, values: NDArray[np.int64]) -> None:
-        """Add the values of one batch (kept, not copied)."""
-        self._pieces.append(values)
+        """Add a copy of the values of one batch."""
+        rows = self._rows + len(values)
+        if rows > len(self._values):
+            grown = np.empty(max(rows, 2 * len(self._values)), np.int64)
+            grown[: self._rows] = self._values[: self._rows]
+            self._values = grown
+        self._values[self._rows : rows] = values
+        self._rows = rows
 
     def take(self) -> NDArray[np.int64]:
-        """All values, (n,) int64; the column is empty afterwards, so that only one is ever held twice."""
-        pieces, self._pieces = self._pieces, []
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+        """All values, (n,) int64; nothing is added afterwards."""
+        return self._values[: self._rows]
 
 
 class Names:
