@@ -1,5 +1,6 @@
 """Service level objectives: bounds in milliseconds, and which requests meet them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -22,6 +23,11 @@ class Slo:
     e2el_ms: float | None = None
     itl_ms: float | None = None
     normalized_tpot_ms: float | None = None
+
+    @classmethod
+    def of(cls, bounds: Mapping[str, float]) -> "Slo":
+        """The objectives with these bounds in milliseconds: the inverse of ``bounds``."""
+        return cls(**{f"{name}_ms": bound for name, bound in bounds.items()})
 
     def bounds(self) -> dict[str, float]:
         """The bounds that are set, by metric name (``ttft``, ``tpot``, ...)."""

@@ -11,40 +11,41 @@ from kvsim.metrics.window import Window
 Stability = Literal["stable", "overloaded", "burst", "stuck"]
 
 NOISE = 2.0
-"""Standard deviations of a Poisson count that a shortfall must exceed."""
+"""Standard deviations of a Poisson count that a backlog must exceed."""
 MARGIN = 0.05
-"""Share of the arrivals that a shortfall must exceed. A load within about 5 % above capacity is not told apart from a
+"""Share of the arrivals that a backlog must exceed. A load within about 5 % above capacity is not told apart from a
 stable one, in exchange for a trace that ends in a busy hour not being called overloaded."""
 
 
 def stability(log: RunLog, window: Window) -> Stability:
     """The verdict on the measured part of a run.
 
-    Over the second half of the arrival period (first to last measured arrival; the first half lets the system fill
-    up) count the arrivals A and the requests C that finished. Rejected requests count as neither, being refused
-    for their size, not for load; a client that gave up counts as an arrival that was not completed.
+    Of A arrivals over T (first to last arrival), B had not been completed at the last arrival. A system that keeps
+    up has about A / T x S of them in service then (Little's law; S is the mean time in service: first scheduled to
+    last token, less the largest gap, which holds any wait between pools). What is above that is a backlog, and it
+    counts if it exceeds max(2 sqrt(A), 0.05 A). Rejected requests do not count: they were refused for their size,
+    not for load. A client that gave up is an arrival that was not completed.
 
     - ``stuck``: the run ended because nothing could move any more
-    - ``stable``: A - C <= max(2 sqrt(A), 0.05 A)
-    - ``burst``: arrivals outpaced completions, but the arrival period is shorter than twice the median time in
-      service (first scheduled to last token, less the largest gap, which holds any wait between pools): the run
-      shows how a burst drains, and cannot show a steady state
-    - ``overloaded``: arrivals outpaced completions, and went on doing so for longer than that
+    - ``stable``: no backlog
+    - ``burst``: B exceeds that limit, but T < 2 S: arrivals stopped before the system could settle, so the run shows
+      how a burst drains and cannot show a steady state
+    - ``overloaded``: a backlog, and T >= 2 S: arrivals outpace completions
     """
     if log.diagnosis is not None:
         return "stuck"
     offered = window.measured & (log.arrival_ns != NEVER) & (log.status != REJECTED)
-    if not offered.any():
+    arrivals = int(offered.sum())
+    if not arrivals:
         return "stable"
-    arrivals_ns = log.arrival_ns[offered]
-    first_ns, last_ns = int(arrivals_ns.min()), int(arrivals_ns.max())
-    middle_ns = (first_ns + last_ns) // 2
-    served = finished(log)
-    arrived = int((arrivals_ns >= middle_ns).sum())
-    completed = int((served & (log.finish_ns >= middle_ns) & (log.finish_ns <= last_ns)).sum())
-    if arrived - completed <= max(NOISE * arrived**0.5, MARGIN * arrived):
-        return "stable"
-    in_service_s = (inference_s(log) - np.nan_to_num(max_itl_s(log)))[served & window.measured]
-    if not len(in_service_s) or (last_ns - first_ns) / 1e9 < 2 * float(np.median(in_service_s)):
-        return "burst"
-    return "overloaded"
+    served = finished(log) & offered
+    last_ns = int(log.arrival_ns[offered].max())
+    period_s = (last_ns - int(log.arrival_ns[offered].min())) / 1e9
+    remaining = arrivals - int((served & (log.finish_ns <= last_ns)).sum())
+    in_service_s = (inference_s(log) - np.nan_to_num(max_itl_s(log)))[served]
+    service_s = float(in_service_s.mean()) if len(in_service_s) else np.inf
+    allowed = max(NOISE * arrivals**0.5, MARGIN * arrivals)
+    if period_s < 2 * service_s:
+        return "burst" if remaining > allowed else "stable"
+    in_service = arrivals / period_s * service_s if period_s else 0.0  # no period, no service: B is what is left
+    return "overloaded" if remaining - in_service > allowed else "stable"

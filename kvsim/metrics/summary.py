@@ -231,8 +231,8 @@ def _limits_of_the_cut(log: RunLog, cut: Window) -> list[str]:
         )
     cut_short = int(((log.status != FINISHED) & (log.generated_tokens > 1)).sum())
     if cut_short:
-        limits.append(f"itl includes the gaps of {cut_short} requests that did not finish")
+        limits.append(f"itl includes the gaps of requests that did not finish ({cut_short})")
     unended = int((log.status == UNFINISHED).sum())
     if unended:
-        limits.append(f"{unended} requests had not ended when the run did; latencies are of those that finished")
+        limits.append(f"latencies leave out the requests that had not ended when the run did ({unended})")
     return limits

@@ -4,6 +4,7 @@ Drawn on ``Figure`` objects, never through pyplot, so that nothing global change
 """
 
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 FORMATS: Final = ("png", "svg", "pdf")
 MANY_REPLICAS: Final = 6
 """Up to so many replicas are drawn as a line each; more become median and range."""
+MANY_INSTANTS: Final = 4000
+"""Up to so many instants of the timeline are drawn as sampled."""
 MANY_POINTS: Final = 4000
 """Up to so many requests are drawn as points; more become a density."""
 
@@ -121,7 +124,8 @@ def _new_figure(run: _Run, width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width, height), layout="constrained")
     verdict = VERDICTS.get(run.summary["kvsim"]["stability"])
     colour = _ALARM if verdict else "black"
-    figure.suptitle(title(run.summary) + (f"\n{verdict}" if verdict else ""), fontsize=11, color=colour)
+    lines = [title(run.summary), *(textwrap.wrap(verdict, int(10.5 * width)) if verdict else [])]
+    figure.suptitle("\n".join(lines), fontsize=11, color=colour)
     return figure
 
 
@@ -192,70 +196,70 @@ def _timeline(run: _Run) -> "Figure":
         ("batch_tokens", "Step\n(tokens)", 1),
         ("kv_usage_frac", "KV blocks in use\n(%)", 100),
     )
-    time_s, replica = run.timeline["time_s"], run.timeline["replica"]
-    ids = np.unique(replica)
-    roles = run.summary["kvsim"]["replica_roles"]
+    excluded, start_s = run.summary["kvsim"]["excluded_requests"], run.summary["kvsim"]["measured_from_s"]
     for axes, (column, label, scale) in zip(panels, columns, strict=True):
         axes.set_ylabel(label)
-        if not len(time_s):
+        if not len(run.timeline["time_s"]):
             _say(axes, "the timeline is empty")
             continue
-        values = run.timeline[column].astype(float) * scale
-        if len(ids) <= MANY_REPLICAS:
-            for k, colour in zip(ids, _COLOURS, strict=False):
-                rows = replica == k
-                role = f" ({roles[k]})" if len(set(roles)) > 1 else ""
-                axes.step(
-                    time_s[rows], values[rows], where="post", color=colour, linewidth=1.1, label=f"replica {k}{role}"
-                )
-        else:
-            for index, role in enumerate(dict.fromkeys(roles)):
-                members = np.flatnonzero(np.array(roles) == role)
-                _band(axes, time_s, replica, values, members, role, _COLOURS[index])
-        axes.set_ylim(bottom=0, top=102 if column == "kv_usage_frac" else None)
+        _draw_replicas(axes, run, column, scale)
+        axes.set_ylim(bottom=0, top=102 if column == "kv_usage_frac" else max(1.0, axes.get_ylim()[1]))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        start_s = run.summary["kvsim"]["measured_from_s"]
-        if run.summary["kvsim"]["excluded_requests"] and start_s is not None:
+        if excluded and start_s is not None:
             axes.axvspan(0, start_s, color="#eeeeee", zorder=0, label="warm-up")
+    figure.align_ylabels(panels)
     panels[0].margins(x=0.01)
     panels[-1].set_xlabel("Simulated time (s)")
-    if len(time_s) and (len(ids) > 1 or run.summary["kvsim"]["excluded_requests"]):
-        handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = panels[0].get_legend_handles_labels()
+    if len(labels) > 1:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
     return figure
 
 
-def _band(
-    axes: "Axes",
-    time_s: NDArray[np.float64],
-    replica: NDArray[np.int64],
-    values: NDArray[np.float64],
-    members: NDArray[np.int64],
-    role: str,
-    colour: str,
-) -> None:
-    """Median and range over the replicas of one role; instants at which not all of them were sampled are skipped."""
-    mine = np.isin(replica, members)
-    instants, index, count = np.unique(time_s[mine], return_inverse=True, return_counts=True)
-    whole = count == len(members)
-    table = values[mine][whole[index]].reshape(-1, len(members))
-    axes.fill_between(
-        instants[whole],
-        table.min(axis=1),
-        table.max(axis=1),
-        step="post",
-        color=colour,
-        alpha=0.2,
-        linewidth=0,
-        label=f"range of {len(members)} {role} replicas",
-    )
-    axes.step(
-        instants[whole], np.median(table, axis=1), where="post", color=colour, linewidth=1.2, label=f"median ({role})"
-    )
+def _draw_replicas(axes: "Axes", run: _Run, column: str, scale: float) -> None:
+    """One line per replica, or median and range per role when there are many."""
+    time_s, replica = run.timeline["time_s"], run.timeline["replica"]
+    values = run.timeline[column].astype(float) * scale
+    roles = run.summary["kvsim"]["replica_roles"]
+    kinds = list(dict.fromkeys(roles))
+    if len(roles) <= MANY_REPLICAS:
+        instants, held = _held(time_s, replica, values, range(len(roles)))
+        for k, colour in zip(range(len(roles)), _COLOURS, strict=False):
+            label = f"replica {k}" + (f" ({roles[k]})" if len(kinds) > 1 else "")
+            axes.step(instants, held[:, k], where="post", color=colour, linewidth=1.1, label=label)
+        return
+    for role, colour in zip(kinds, _COLOURS, strict=False):
+        members = [k for k in range(len(roles)) if roles[k] == role]
+        instants, held = _held(time_s, replica, values, members)
+        low, middle, high = held.min(axis=1), np.median(held, axis=1), held.max(axis=1)
+        label = f"range of {len(members)} {role} replicas"
+        axes.fill_between(instants, low, high, step="post", color=colour, alpha=0.2, linewidth=0, label=label)
+        axes.step(instants, middle, where="post", color=colour, linewidth=1.2, label=f"median ({role})")
+
+
+def _held(
+    time_s: NDArray[np.float64], replica: NDArray[np.int64], values: NDArray[np.float64], members: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Instants (m,) and values (m, len(members)): a sample holds until the replica's next one, 0 before its first.
+
+    Every instant sampled, or MANY_INSTANTS of equal distance if there are more (a run may record each step).
+    """
+    instants = np.unique(time_s[np.isin(replica, members)])
+    if len(instants) > MANY_INSTANTS:
+        instants = np.linspace(instants[0], instants[-1], MANY_INSTANTS)
+    columns = []
+    for k in members:
+        rows = replica == k
+        last = np.searchsorted(time_s[rows], instants, side="right")
+        columns.append(np.concatenate([[0.0], values[rows]])[last])
+    return instants, np.column_stack(columns)
 
 
 def _ttft_by_prompt(run: _Run) -> "Figure":
     """Time to first token of every finished request against its prompt length."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
     figure = _new_figure(run, 8, 5)
     axes = figure.subplots()
     prompt = run.requests["prompt_tokens"][run.measured].astype(float)
@@ -274,12 +278,12 @@ def _ttft_by_prompt(run: _Run) -> "Figure":
             gridsize=60,
             bins="log",
             mincnt=1,
-            cmap="Blues",
+            cmap=LinearSegmentedColormap.from_list("blues", colormaps["Blues"](np.linspace(0.3, 1, 256))),
             linewidths=0,
             xscale="log" if _is_wide(prompt) else "linear",
             yscale="log" if _is_wide(ttft_s) else "linear",
         )
-        figure.colorbar(bins, ax=axes, label="Requests per cell")
+        figure.colorbar(bins, ax=axes, label="Requests per cell", format="%g")
     axes.plot(*_median_by_length(prompt, ttft_s), color=_COLOURS[1], linewidth=1.8, label="median")
     _log_if_wide(axes, "x", prompt)
     _log_if_wide(axes, "y", ttft_s)
