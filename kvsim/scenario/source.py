@@ -127,15 +127,16 @@ def parse_yaml(text: str, *, file: object = None, key: str | None = None, lines:
         raise InputError(
             f"not valid YAML: {problem}", file=file, key=key, line=mark.line + 1 if mark and file else None
         ) from None
-    except (YAMLError, ValueError) as error:
+    except YAMLError as error:
         raise InputError(f"not valid YAML: {str(error).splitlines()[0]}", file=file, key=key) from None
-    return _plain(node, (), {} if lines is None else lines, file, key, ())
+    except Exception as error:  # tags on the wrong kind of value, bottomless nesting: whatever ruamel.yaml trips over
+        problem = f"not valid YAML: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise InputError(problem, file=file, key=key) from None
+    return _plain(node, (), {} if lines is None else lines, file, key)
 
 
-def _plain(node: Any, at: Key, lines: dict[Key, int], file: object, name: str | None, above: tuple[int, ...]) -> Any:
+def _plain(node: Any, at: Key, lines: dict[Key, int], file: object, name: str | None) -> Any:
     here = name or dotted(at) or None
-    if id(node) in above:
-        raise InputError("refers to itself", file=file, line=lines.get(at), key=here)
     tag = getattr(getattr(node, "tag", None), "value", None)
     if tag is not None and not isinstance(node, str | int | float):
         raise InputError(f"tag {str(tag)!r} is not supported", file=file, line=lines.get(at), key=here)
@@ -150,13 +151,13 @@ def _plain(node: Any, at: Key, lines: dict[Key, int], file: object, name: str | 
                 raise InputError(f"duplicate key {str(written)!r}", file=file, line=line, key=here)
             if line is not None:
                 lines[(*at, key)] = line
-            data[key] = _plain(value, (*at, key), lines, file, name, (*above, id(node)))
+            data[key] = _plain(value, (*at, key), lines, file, name)
         return data
     if isinstance(node, CommentedSeq):
         items = []
         for idx, value in enumerate(node):
             lines[(*at, idx)] = node.lc.item(idx)[0] + 1
-            items.append(_plain(value, (*at, idx), lines, file, name, (*above, id(node))))
+            items.append(_plain(value, (*at, idx), lines, file, name))
         return items
     if isinstance(node, ScalarBoolean):
         return bool(node)
