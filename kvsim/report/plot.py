@@ -217,24 +217,30 @@ def _timeline(run: _Run) -> "Figure":
 
 
 def _draw_replicas(axes: "Axes", run: _Run, column: str, scale: float) -> None:
-    """One line per replica, or median and range per role when there are many."""
+    """One line per replica, or median and range per role when there are many.
+
+    Tokens per step are points: the steps that were running at the instants sampled, whose sizes are far apart.
+    """
     time_s, replica = run.timeline["time_s"], run.timeline["replica"]
     values = run.timeline[column].astype(float) * scale
     roles = run.summary["kvsim"]["replica_roles"]
-    kinds = list(dict.fromkeys(roles))
-    if len(roles) <= MANY_REPLICAS:
-        instants, held = _held(time_s, replica, values, range(len(roles)))
-        for k, colour in zip(range(len(roles)), _COLOURS, strict=False):
-            label = f"replica {k}" + (f" ({roles[k]})" if len(kinds) > 1 else "")
-            axes.step(instants, held[:, k], where="post", color=colour, linewidth=1.1, label=label)
-        return
-    for role, colour in zip(kinds, _COLOURS, strict=False):
-        members = [k for k in range(len(roles)) if roles[k] == role]
+    many, kinds = len(roles) > MANY_REPLICAS, list(dict.fromkeys(roles))
+    if many:
+        groups = {role: [k for k in range(len(roles)) if roles[k] == role] for role in kinds}
+    else:
+        groups = {f"replica {k}" + (f" ({role})" if len(kinds) > 1 else ""): [k] for k, role in enumerate(roles)}
+    for (name, members), colour in zip(groups.items(), _COLOURS, strict=False):
         instants, held = _held(time_s, replica, values, members)
-        low, middle, high = held.min(axis=1), np.median(held, axis=1), held.max(axis=1)
-        label = f"range of {len(members)} {role} replicas"
-        axes.fill_between(instants, low, high, step="post", color=colour, alpha=0.2, linewidth=0, label=label)
-        axes.step(instants, middle, where="post", color=colour, linewidth=1.2, label=f"median ({role})")
+        if column == "batch_tokens":
+            stride = -(-held.size * len(groups) // MANY_POINTS)
+            axes.plot(instants[::stride], held[::stride], "o", color=colour, markersize=2.2, alpha=0.5, mew=0)
+        elif many:
+            low, middle, high = held.min(axis=1), np.median(held, axis=1), held.max(axis=1)
+            label = f"range of {len(members)} {name} replicas"
+            axes.fill_between(instants, low, high, step="post", color=colour, alpha=0.2, linewidth=0, label=label)
+            axes.step(instants, middle, where="post", color=colour, linewidth=1.2, label=f"median ({name})")
+        else:
+            axes.step(instants, held[:, 0], where="post", color=colour, linewidth=1.1, label=name)
 
 
 def _held(
@@ -288,7 +294,7 @@ def _ttft_by_prompt(run: _Run) -> "Figure":
     _log_if_wide(axes, "x", prompt)
     _log_if_wide(axes, "y", ttft_s)
     axes.set_title(f"Finished requests: {len(prompt):,}")
-    axes.legend(loc="best")
+    axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 
