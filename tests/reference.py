@@ -190,7 +190,7 @@ class Replica:
         pool = self.pool
         budget = pool.max_num_batched_tokens
         alive = len(self.running) + len(self.ready) + len(self.waiting)
-        cap = budget
+        cap = 1 << 62
         if pool.long_prefill_token_threshold > 0 and alive != 1:
             cap = pool.long_prefill_token_threshold
             if pool.long_prefill_token_threshold_adaptive:
@@ -670,7 +670,7 @@ class Reference:
             return
         replica.step = step
         replica.step_end = self.now + duration
-        for request, tokens in step.work:
+        for request, _ in step.work:
             if request.first_scheduled is None:
                 request.first_scheduled = self.now
 
