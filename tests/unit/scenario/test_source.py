@@ -1,4 +1,5 @@
 """YAML with line numbers, and overrides on top of it."""
+# ruff: noqa: E501  (a table of cases: one per line)
 
 from pathlib import Path
 
