@@ -110,13 +110,13 @@ class Simulation:
 
     def _build_pools(self) -> None:
         options = self._options
-        seeds = np.random.SeedSequence(options.seed).spawn(len(self._cluster.pools))
         span_ns = int(self._trace.arrival_ns[-1]) if len(self._trace) else 0
         instants = options.timeline_instants
         interval_ns = max(1_000_000, 2 * min(span_ns, self._horizon_ns) // (instants or 1))
         self.replicas: list[Replica] = []
         self._samples: list[TimelineSamples] = []
         self._pools: list[_PoolState] = []
+        seeds = np.random.SeedSequence(options.seed).spawn(len(self._cluster.pools))
         for pool, seed in zip(self._cluster.pools, seeds, strict=True):
             members = []
             for _ in range(pool.replicas):
@@ -135,7 +135,7 @@ class Simulation:
         self._post_agenda()
         self._clock.run()
         for replica in self.replicas:
-            replica.settle(self._horizon_ns)
+            replica.stop(self._horizon_ns)
         return self._log()
 
     # ---- the agenda: everything of phase ARRIVALS, by (time, request id)
@@ -340,6 +340,7 @@ class Simulation:
             handoff = self._handoffs[request]
             columns.generated_tokens[request.id] = 1
             if request.state == OFFERED:
+                handoff.target.interrupt(now)
                 handoff.target.offers.remove(request)
                 handoff.target.waiting_tokens -= request.prompt_tokens + 1
                 self._release_source(request, now)
@@ -394,9 +395,9 @@ class Simulation:
     def _offered(self, request: Request, now: int) -> None:
         source: Replica = request.replica  # type: ignore[assignment]
         target = self._pools[1].route(request, now)
-        self._handoffs[request] = _Handoff(request, source, target)
         self._recorder.columns.replica_decode[request.id] = target.id
         target.interrupt(now)
+        self._handoffs[request] = _Handoff(request, source, target)
         target.watchers += request.watched
         target.waiting_tokens += request.prompt_tokens + 1
         target.offers.append(request)
@@ -414,6 +415,7 @@ class Simulation:
                 return
             offers.popleft()
             target.kv.allocate(request, request.prompt_tokens + 1)
+            target.note_peak(target.uncommitted_blocks)
             request.state = SENDING
             assert self._link is not None
             self._link.start(request, request.prompt_tokens * self._pools[0].pool.kv_bytes_per_token, now)
@@ -434,14 +436,14 @@ class Simulation:
         self._push(arrival_ns, request.id, DELIVER, request)
 
     def _delivered(self, request: Request, now: int) -> None:
-        target = self._handoffs.pop(request).target
+        target = self._handoffs[request].target
+        target.interrupt(now)
+        del self._handoffs[request]
         target.waiting_tokens -= request.prompt_tokens + 1
         if request.state == ENDED:  # abandoned on the way
-            target.interrupt(now)
             target.kv.release(request, 0)
         else:
-            target.deliver(request, now)
-            target.waiting_tokens += 1
+            target.deliver(request)
         self._watch(target)
 
     def blocks_between_pools(self, replica: Replica) -> int:

@@ -262,6 +262,8 @@ class Replica:
                     self._leap >>= 1
                 if self.due_ns <= now_ns:
                     self.settle(now_ns)
+                else:
+                    self.note_peak(self.uncommitted_blocks)
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
         self._changed = True
@@ -426,6 +428,7 @@ class Replica:
             self._decodes = decodes = self.decoding_count
             kv.free_blocks -= growth
         self.stretch_start_ns = start
+        self.note_peak(kv.free_blocks)
         if self._samples.every_step and (chunks or decodes):
             self._samples.next_ns = start
         if chunks:
@@ -556,14 +559,12 @@ class Replica:
         if decodes:
             if steps > 1:
                 kv.free_blocks -= kv.growth_blocks(self.decode_step + 1, steps - 1)
+                self.note_peak(kv.free_blocks)
             self._squares += steps * (2 * self._context + decodes * steps)
             self._context += tokens
             self.decode_step = step = self.decode_step + steps
             self._record_gaps(steps, end)
             self._cohort_ns = end
-        used = self.total_blocks - kv.free_blocks
-        if used > self.peak_used_blocks:
-            self.peak_used_blocks = used
         if decodes:
             finishing = self._finishing
             while finishing and finishing[0][0] <= step:
@@ -615,12 +616,12 @@ class Replica:
         columns = self._recorder.columns
         sampled = 0
         for request, context, tokens in self._chunks:
-            if request.state == ENDED:
-                continue
             context += tokens
-            request.computed_tokens = context
             if tokens > 1 or not request.generated_tokens or context < request.target_tokens:
                 columns.computed_tokens[request.id] += tokens
+            if request.state == ENDED:
+                continue
+            request.computed_tokens = context
             if context < request.target_tokens:
                 self._other_context += tokens
                 if request.computed_tokens == tokens or request not in self.prefilling:
@@ -685,10 +686,11 @@ class Replica:
 
     # ---- interruptions
 
-    def deliver(self, request: Request, now_ns: int) -> None:
+    def deliver(self, request: Request) -> None:
         """A request whose KV was sent here: it is served before those that still need a prefill."""
-        self.interrupt(now_ns)
         request.state = WAITING
+        request.computed_tokens = request.prompt_tokens
+        self.waiting_tokens += 1
         self.waiting.insert(self._ready, request)
         self._ready += 1
 
@@ -699,6 +701,12 @@ class Replica:
         if self.stretch_steps > 1:
             free -= self.kv.growth_blocks(self.decode_step + 1, self.stretch_steps - 1)
         return free
+
+    def note_peak(self, free_blocks: int) -> None:
+        """So few blocks are free now."""
+        used = self.total_blocks - free_blocks
+        if used > self.peak_used_blocks:
+            self.peak_used_blocks = used
 
     @property
     def takes_offers(self) -> bool:
@@ -741,7 +749,7 @@ class Replica:
     def _drop_given_up(self) -> None:
         """At the end of the step that they were still part of."""
         for request in self._given_up:
-            if request.state == DECODING:
+            if request.state == DECODING and self._decodes:
                 self.kv.free_blocks += self.kv.growth_blocks_of(request, self.decode_step)
                 self._decodes -= 1
             self._drop_running(request)
@@ -843,6 +851,14 @@ class Replica:
         assert counted == booked, f"replica {self.id} at {self.boundary_ns} ns: counted {counted}, booked {booked}"
         assert self.kv.free_blocks >= 0, f"replica {self.id}: {self.kv.free_blocks} free blocks"
         assert self.boundary_ns >= self.stretch_start_ns, f"replica {self.id}: time went back"
+
+    def stop(self, now_ns: int) -> None:
+        """Let happen what ends by now; of a stretch in flight, the step in flight stays as it is."""
+        self.settle(now_ns)
+        if self.stretch_steps:
+            self.interrupt(now_ns)
+            if self.stretch_steps > 1:
+                self._split_stretch()
 
     def close(self, end_ns: int) -> None:
         """The run is over: write what is still open."""
