@@ -36,8 +36,8 @@ def lock_text(label: str, keys: Mapping[str, Any], checksums: Mapping[Key, str])
     lock = {"label": label, "kvsim": __version__, "files": {dotted(key): checksums[key] for key in checksums}}
     out = StringIO()
     yaml = YAML(typ="safe", pure=True)  # writes null as null; the round-trip writer leaves it empty
-    yaml.default_flow_style = False  # type: ignore[assignment]  # declared as None in ruamel.yaml
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared as None
     yaml.width = 4096
     yaml.dump({**keys, "lock": lock}, out)
     return HEADER + out.getvalue()

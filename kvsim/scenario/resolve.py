@@ -368,7 +368,8 @@ def _read(
     path = (folder / Path(wanted.path).expanduser()).resolve()
     if not path.is_file():
         problem = "is a folder, not a trace" if path.is_dir() else "does not exist"
-        start = "the working directory" if folder == Path.cwd() else "the scenario file"
+        from_file = source.file is not None and not source.overridden(key)
+        start = "the scenario file" if from_file else "the working directory"
         raise source.error(f"{path} {problem}", key, f"a relative path starts at {start}")
     with source.locate(("workload", "trace", "format")):
         trace = read_trace(path, wanted.format, allow_plugins=allow_plugins)
@@ -398,7 +399,7 @@ def _generate(scenario: Scenario, keys: dict[str, Any]) -> Trace:
     defaults = {p.name: p.default for p in parameters.values() if not p.required}
     values = {**defaults, "seed": scenario.seed, **given}
     trace: Trace = seats.call(table[name], values, name, scenario.source, key)
-    keys["generate"] = {"name": name, **seats.plain(values)}
+    keys["generate"] = {"name": name, **{p: seats.plain(values[p], parameters[p].hint) for p in parameters}}
     return trace
 
 

@@ -134,7 +134,7 @@ def call(target: Callable[..., Any], values: Mapping[str, Any], name: str, sourc
 
 def values_of(policy: Any) -> dict[str, Any]:
     """The parameters that a policy was made with, as plain data for a file."""
-    return {name: plain(getattr(policy, name)) for name in parameters_of(type(policy))}
+    return {p.name: plain(getattr(policy, p.name), p.hint) for p in parameters_of(type(policy)).values()}
 
 
 def files_of(policy: Any) -> Iterator[tuple[str, Path]]:
@@ -168,8 +168,10 @@ def _checked(parameter: Parameter, value: Any, source: Source, key: Key) -> Any:
     return source.folder(key) / checked.expanduser() if isinstance(checked, Path) else checked
 
 
-def plain(value: Any) -> Any:
-    """A value as a file can hold it: absolute paths as text, tuples as lists."""
+def plain(value: Any, hint: Any = None) -> Any:
+    """A value as a file can hold it: absolute paths as text, tuples as lists, a whole number as a float's default."""
+    if hint is float and isinstance(value, int):
+        return float(value)
     if isinstance(value, Path):
         return str(value.resolve())
     if isinstance(value, tuple | list):
