@@ -164,9 +164,10 @@ class Simulation:
             if heap and heap[0][0] == now:
                 self._handle_round(now)
             elif self._static_ns == now:
-                row = self._rows[self._rows_at]
-                self._advance_rows()
-                self._ready_to_send(row, now)
+                while self._static_ns == now:  # in order of id as they stand; what they create comes in a later round
+                    row = self._rows[self._rows_at]
+                    self._advance_rows()
+                    self._ready_to_send(row, now)
             else:
                 break
         self._handling = False

@@ -425,6 +425,7 @@ class Replica:
         else:
             plan = None
             chunks = None
+            self._changed = False
             self._decodes = decodes = self.decoding_count
             kv.free_blocks -= growth
         self.stretch_start_ns = start
@@ -767,6 +768,7 @@ class Replica:
         self.stretch_end_ns = start
         self._apply()
         self.kv.free_blocks -= self.kv.growth_blocks(self.decode_step, 1)
+        self.note_peak(self.kv.free_blocks)
         self._durations = [duration]
         self.ends_ns = [end]
         self.stretch_start_ns = start

@@ -1,0 +1,1 @@
+"""Speed and memory, as ratios to bare SimPy events measured in the same process: ``python -m tests.bench``."""
