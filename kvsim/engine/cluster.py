@@ -86,6 +86,7 @@ class Simulation:
         self._recorder = Recorder(n)
         self.now_ns = 0
         self._build_pools()
+        self._sure_to_fit = self._tokens_sure_to_fit()
         self._link = SharedLink(cluster.link, self._clock, self._flow_ended) if cluster.link else None
         self._handoffs: dict[Request, _Handoff] = {}
         self._transfers: list[tuple[int, int, int, int]] = []
@@ -107,6 +108,15 @@ class Simulation:
         self._client_queue: list[tuple[int, int]] = []
         self._dynamic = self._next_turn is not None or options.max_concurrency is not None
         self._read_ahead()
+
+    def _tokens_sure_to_fit(self) -> int:
+        """Prompt + output tokens up to which every request fits in every pool: nothing to look at."""
+        if not self._cluster.reject_oversized:
+            return FOREVER
+        tokens = self._cluster.max_model_len
+        while tokens > 1 and not self._fits(tokens - 1, 2):
+            tokens //= 2
+        return tokens
 
     def _build_pools(self) -> None:
         options = self._options
@@ -258,7 +268,7 @@ class Simulation:
             output_tokens = longest
             self._clipped += 1
         columns.output_tokens[i] = output_tokens
-        if self._cluster.reject_oversized and not self._fits(prompt_tokens, output_tokens):
+        if prompt_tokens + output_tokens > self._sure_to_fit and not self._fits(prompt_tokens, output_tokens):
             self._reject(i, _POOL_TOO_SMALL, now)
             return
         request = Request(i, now, prompt_tokens, output_tokens)

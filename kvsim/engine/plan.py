@@ -34,6 +34,7 @@ class Plan:
         "review_steps",
         "runs",
         "shape",
+        "short",
     )
 
     def __init__(self, replica: Replica, max_tokens: int) -> None:
@@ -67,12 +68,11 @@ class Plan:
         self.review_ns = None
         self.review_steps = None
         self.budget_tokens = self._max_tokens - replica.decoding_count
-        self.growth = 0
         self._take_growth()
 
     def finish(self) -> None:
         """The policy has spoken. Decodes for which it left no blocks are held: unfair perhaps, never inconsistent."""
-        if self.runs is None and not self.decodes_held and self._replica.blocks_short:
+        if self.short and self.runs is None and not self.decodes_held:
             chunks, budget = self.chunks, self.budget_tokens
             self.chunks = []
             for request in self.in_order():
@@ -158,7 +158,7 @@ class Plan:
     def make_room(self) -> int:
         replica = self._replica
         victims = 0
-        while replica.blocks_short:
+        while self.short:
             self.preempt(replica.youngest)
             victims += 1
         return victims
@@ -170,13 +170,14 @@ class Plan:
             self.budget_tokens += decodes if hold else -decodes
             self._replica.kv.free_blocks += self.growth
             self.growth = 0
+            self.short = False
             if not hold:
                 self._take_growth()
 
     def tight(self, max_tokens: int | None = None) -> bool:
-        replica = self._replica
-        if replica.blocks_short:
+        if self.short:
             return True
+        replica = self._replica
         prefilling = replica.prefilling
         if not prefilling:
             return False
@@ -200,6 +201,7 @@ class Plan:
         replica = self._replica
         replica.kv.free_blocks += self.growth
         self.growth = 0
+        self.short = False
         self.runs = {}
         self.decodes_held = False
         self.budget_tokens = self._max_tokens
@@ -233,11 +235,17 @@ class Plan:
     # ---- books
 
     def _take_growth(self) -> None:
+        """Book the blocks by which the decodes grow, or find that they are short."""
         kv = self._replica.kv
         blocks = kv.growth_blocks(self._replica.decode_step, 1)
-        if blocks <= kv.free_blocks:
-            kv.free_blocks -= blocks
+        free = kv.free_blocks - blocks
+        if free >= 0:
+            kv.free_blocks = free
             self.growth = blocks
+            self.short = False
+        else:
+            self.growth = 0
+            self.short = True
 
     def _book(self, request: Request, context: int, tokens: int) -> None:
         self.chunks.append((request, context, tokens))

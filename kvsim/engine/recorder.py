@@ -10,8 +10,10 @@ from kvsim.core.runlog import NEVER, UNFINISHED, Gaps, Timeline
 from kvsim.engine.clock import FOREVER
 
 _WEIGHT_BITS = 20
-LONGEST_PACKED_NS = 1 << 43
+_LONGEST_PACKED_NS = 1 << 43
 """A gap and how many requests saw it travel in one int64: less than 2.4 hours, and than 2^20 requests."""
+
+_PACK_AT = 65536
 
 
 class GapHistogram:
@@ -31,13 +33,23 @@ class GapHistogram:
         self._rare: Counter[int] = Counter()  # gaps of single requests: preemption, stall, transfer
         self._merged: tuple[NDArray[np.int64], NDArray[np.int64]] = (np.empty(0, np.int64), np.empty(0, np.int64))
 
+    def add_step(self, gap_ns: int, requests: int) -> None:
+        """This gap was seen by so many requests."""
+        if gap_ns >= _LONGEST_PACKED_NS:
+            self.add_one(gap_ns, requests)
+            return
+        self._values.append(gap_ns)
+        self._runs += (requests, 1)
+
     def add(self, gaps_ns: list[int] | NDArray[np.int64], requests: int) -> None:
         """Each of these gaps was seen by so many requests."""
-        if type(gaps_ns) is list:
+        if gaps_ns[-1] >= _LONGEST_PACKED_NS:
+            for gap in gaps_ns:
+                self.add_one(int(gap), requests)
+        elif type(gaps_ns) is list:
             self._values += gaps_ns
-            self._runs.append(requests)
-            self._runs.append(len(gaps_ns))
-            if len(self._values) >= 65536:
+            self._runs += (requests, len(gaps_ns))
+            if len(self._values) >= _PACK_AT:
                 self._pack()
         else:
             self._keep((np.asarray(gaps_ns) << _WEIGHT_BITS) + requests)

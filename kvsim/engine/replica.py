@@ -18,7 +18,7 @@ from kvsim.core.runlog import FINISHED
 from kvsim.core.shape import BatchShape
 from kvsim.engine.clock import FOREVER
 from kvsim.engine.plan import Plan
-from kvsim.engine.recorder import LONGEST_PACKED_NS, Recorder, TimelineSamples
+from kvsim.engine.recorder import Recorder, TimelineSamples
 
 if TYPE_CHECKING:
     from kvsim.engine.cluster import Simulation
@@ -66,8 +66,10 @@ class Replica:
         "_durations",
         "_every_step",
         "_finishing",
+        "_asking",
         "_gap_sizes",
         "_gap_starts",
+        "_gaps",
         "_given_up",
         "_held",
         "_leap",
@@ -131,6 +133,7 @@ class Replica:
         self._cost = pool.cost
         self._simulation = simulation
         self._recorder = recorder
+        self._gaps = recorder.gaps
         self._samples = samples
         self._leaps = leaps
         self.decisions = decisions
@@ -172,6 +175,7 @@ class Replica:
         self._decode_shape = self._shape = BatchShape()
         self._leap = _FIRST_LEAP
         self._changed = True
+        self._asking = self._every_step
         self._review_ns = FOREVER
         self._review_step = FOREVER
         self.steps = 0
@@ -369,20 +373,10 @@ class Replica:
         if i < len(self._gap_sizes) and self._gap_sizes[i] > request.max_gap_ns:
             request.max_gap_ns = self._gap_sizes[i]
 
-    def _shared_gap(self, start_ns: int, gap_ns: int) -> None:
-        """Every decode that had its last token at ``start_ns`` or before saw a gap of this size."""
-        sizes = self._gap_sizes
-        starts = self._gap_starts
-        while sizes and sizes[-1] <= gap_ns:
-            sizes.pop()
-            starts.pop()
-        sizes.append(gap_ns)
-        starts.append(start_ns)
-
     def _own_gap(self, request: Request, end_ns: int) -> None:
         """A token after a pause that the rest of the batch did not share."""
         gap = end_ns - request.gap_from_ns
-        self._recorder.gaps.add_one(gap)
+        self._gaps.add_one(gap)
         if gap > request.max_gap_ns:
             request.max_gap_ns = gap
         request.gap_from_ns = end_ns
@@ -405,58 +399,61 @@ class Replica:
 
     def _launch(self) -> None:
         """Plan the step that starts at the boundary and send it off, with as many like it as are sure to follow."""
-        start = self.boundary_ns
+        self.stretch_start_ns = start = self.boundary_ns
         if self.offers:
             self._simulation.take_offers(self, start)
         kv = self.kv
-        step = self.decode_step
-        growth = kv.growth_blocks(step, 1)
+        growth = kv.growth_blocks(self.decode_step, 1)
+        free = kv.free_blocks - growth
         if (
-            growth > kv.free_blocks
-            or self._every_step
+            free < 0
+            or self._asking
             or ((self.waiting or self.prefilling) and (self._changed or not self._leaps))
-            or self._held
-            or step >= self._review_step
-            or start >= self._review_ns
-        ):
+        ):  # fmt: skip
             plan = self._consult(start)
             chunks = plan.chunks
             decodes = self._decodes
+            free = kv.free_blocks
         else:
             plan = None
             chunks = None
             self._changed = False
             self._decodes = decodes = self.decoding_count
-            kv.free_blocks -= growth
-        self.stretch_start_ns = start
-        self.note_peak(kv.free_blocks)
-        if self._samples.every_step and (chunks or decodes):
-            self._samples.next_ns = start
+            kv.free_blocks = free
+        if self.total_blocks - free > self.peak_used_blocks:
+            self.peak_used_blocks = self.total_blocks - free
         if chunks:
-            assert plan is not None
             self._chunks = chunks
-            shape = plan.shape
+            self._shape = shape = plan.shape
             if decodes:
                 shape.decode_context_tokens += self._context
                 shape.decode_context_squares += self._squares
                 shape.sampled_requests += decodes
             shape.decode_requests = decodes + plan.chunk_decodes
-            self._shape = shape
-            self._launch_step(shape)
+            steps = 1
         elif decodes:
             self._shape = shape = self._decode_shape
             shape.decode_requests = shape.sampled_requests = decodes
             shape.decode_context_tokens = self._context
             shape.decode_context_squares = self._squares
-            steps = self._sure_steps() if self._leaps else 1
-            if steps == 1:
-                self._launch_step(shape)
-            else:
-                self._launch_leap(shape, steps)
+            steps = self._sure_steps() if self._leaps and not self._changed else 1
         else:
             self._sleep()
-        if self.decisions and (plan or decodes):
-            self.decisions.launched(self, plan, start, self.stretch_end_ns if self.stretch_steps else start)
+            if self.decisions and plan:
+                self.decisions.launched(self, plan, start, start)
+            return
+        if self._samples.every_step:
+            self._samples.next_ns = start
+        self.stretch_steps = steps
+        if steps == 1:
+            duration = round(self._cost.step_s(shape) * 1e9)
+            self._durations = [duration]
+            self.due_ns = self.stretch_end_ns = start + duration
+            self.ends_ns = [self.due_ns]
+        else:
+            self._launch_leap(shape, steps)
+        if self.decisions:
+            self.decisions.launched(self, plan, start, self.stretch_end_ns)
 
     def _consult(self, start: int) -> Plan:
         """Ask the scheduler until it schedules something or changes nothing."""
@@ -486,54 +483,48 @@ class Replica:
                 self.decisions.launched(self, plan, start, start)
         self._review_ns = FOREVER if plan.review_ns is None else plan.review_ns
         self._review_step = FOREVER if plan.review_steps is None else self.decode_step + plan.review_steps
+        # Nothing may have changed at the next boundary, and still the scheduler has to be asked.
+        self._asking = (
+            self._every_step or bool(self._held) or plan.review_ns is not None or plan.review_steps is not None
+        )
         return plan
 
     def _sure_steps(self) -> int:
         """How many steps from here on are sure to have the same batch, as far as this replica can know."""
-        if self._changed or self._every_step or self.prefilling or self._behind:
-            return 1
-        if self._cohort_ns != self.stretch_start_ns:
+        if self.prefilling or self._behind or self._cohort_ns != self.stretch_start_ns:
             return 1
         finishing = self._finishing
         step = self.decode_step
         while True:
             finish, admission, request = finishing[0]
-            if request.state == DECODING and request.finish_step == finish and request.admission == admission:
+            if request.finish_step == finish and request.admission == admission and request.state == DECODING:
                 break
             heappop(finishing)
-        steps = min(finish, self._review_step) - step
+        steps = finish - step
+        if self._asking:
+            if self._every_step:
+                return 1
+            steps = min(steps, self._review_step - step)
         if steps > self._leap:
             steps = self._leap
         if steps > 1:
             steps = 1 + self.kv.steps_until_short(step + 1, steps - 1)
         return steps
 
-    def _launch_step(self, shape: BatchShape) -> None:
-        duration = round(self._cost.step_s(shape) * 1e9)
-        end = self.stretch_start_ns + duration
-        self._durations = [duration]
-        self.ends_ns = [end]
-        self.stretch_steps = 1
-        self.stretch_end_ns = self.due_ns = end
-
     def _launch_leap(self, shape: BatchShape, steps: int) -> None:
         seconds = self._cost.steps_s(shape, steps)
-        if isinstance(seconds, list):
-            durations: list[int] | NDArray[np.int64] = [round(s * 1e9) for s in seconds]
-            ends: list[int] | NDArray[np.int64] = list(accumulate(durations, initial=self.stretch_start_ns))
+        if type(seconds) is list:
+            self._durations = durations = [round(s * 1e9) for s in seconds]
+            self.ends_ns = ends = list(accumulate(durations, initial=self.stretch_start_ns))
             del ends[0]
         else:
-            durations = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
-            ends = durations.cumsum()
-            ends += self.stretch_start_ns
+            self._durations = rounded = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
+            self.ends_ns = rounded.cumsum() + self.stretch_start_ns
         if self._review_ns < FOREVER:
-            steps = min(steps, bisect_left(ends, self._review_ns) + 1)
+            self.stretch_steps = steps = min(steps, bisect_left(self.ends_ns, self._review_ns) + 1)
         if steps == self._leap < _LONGEST_LEAP:
             self._leap = steps * 2
-        self._durations = durations
-        self.ends_ns = ends
-        self.stretch_steps = steps
-        self.stretch_end_ns = self.due_ns = int(ends[steps - 1])
+        self.stretch_end_ns = self.due_ns = int(self.ends_ns[steps - 1])
 
     def _sleep(self) -> None:
         """Nothing can be scheduled: until something comes, or until the time at which the policy asked to be called."""
@@ -550,34 +541,53 @@ class Replica:
         if self._given_up:
             self._drop_given_up()
         steps = self.stretch_steps
-        ends = self.ends_ns
         end = self.stretch_end_ns
         if self._samples.next_ns < end:
             self._sample(end)
         decodes = self._decodes
-        tokens = decodes * steps
-        kv = self.kv
         if decodes:
+            tokens = decodes * steps
             if steps > 1:
+                kv = self.kv
                 kv.free_blocks -= kv.growth_blocks(self.decode_step + 1, steps - 1)
-                self.note_peak(kv.free_blocks)
-            self._squares += steps * (2 * self._context + decodes * steps)
+                if self.total_blocks - kv.free_blocks > self.peak_used_blocks:
+                    self.peak_used_blocks = self.total_blocks - kv.free_blocks
+            self._squares += steps * (2 * self._context + tokens)
             self._context += tokens
             self.decode_step = step = self.decode_step + steps
-            self._record_gaps(steps, end)
+            # Gaps: the step's duration for all, unless a pause lies behind some of them.
+            start = self.stretch_start_ns
+            if self._behind or self._cohort_ns != start:
+                self._record_pause(end)
+            else:
+                durations = self._durations
+                if steps == 1:
+                    largest = durations[0]
+                    self._gaps.add_step(largest, decodes)
+                else:
+                    if len(durations) != steps:
+                        durations = durations[:steps]
+                    largest = max(durations) if type(durations) is list else int(durations.max())
+                    self._gaps.add(durations, decodes)
+                sizes = self._gap_sizes
+                while sizes and sizes[-1] <= largest:
+                    sizes.pop()
+                    self._gap_starts.pop()
+                sizes.append(largest)
+                self._gap_starts.append(start)
             self._cohort_ns = end
-        if decodes:
             finishing = self._finishing
             while finishing and finishing[0][0] <= step:
                 finish, admission, request = heappop(finishing)
-                if request.state == DECODING and request.finish_step == finish and request.admission == admission:
+                if request.finish_step == finish and request.admission == admission and request.state == DECODING:
                     self._finish_decode(request, end)
-        if self._chunks:
-            tokens += self._apply_chunks(end)
-        if end < self._second_end_ns:
-            self._second_tokens += tokens
         else:
-            self._count_seconds(decodes, tokens - decodes * steps)
+            tokens = 0
+        sampled = self._apply_chunks(end) if self._chunks else 0
+        if end < self._second_end_ns:
+            self._second_tokens += tokens + sampled
+        else:
+            self._count_seconds(decodes, sampled)
         self.stretch_steps = 0
         self.steps += steps
         self.stretches += 1
@@ -588,29 +598,20 @@ class Replica:
         if self._check_laws:
             self._check_books()
 
-    def _record_gaps(self, steps: int, end: int) -> None:
-        durations = self._durations
-        behind = self._behind
-        if behind or self._cohort_ns != self.stretch_start_ns:
-            # A pause lies behind at least some of them; such a stretch has one step.
-            shared = self._decodes - len(behind)
-            if shared:
-                gap = end - self._cohort_ns
-                self._recorder.gaps.add_one(gap, shared)
-                self._shared_gap(self._cohort_ns, gap)
-            for request in behind:
-                self._own_gap(request, end)
-            behind.clear()
-            return
-        if len(durations) != steps:
-            durations = durations[:steps]
-        largest = int(max(durations)) if type(durations) is list else int(durations.max())
-        self._shared_gap(self.stretch_start_ns, largest)
-        if largest < LONGEST_PACKED_NS:
-            self._recorder.gaps.add(durations, self._decodes)
-        else:
-            for gap in durations:
-                self._recorder.gaps.add_one(int(gap), self._decodes)
+    def _record_pause(self, end: int) -> None:
+        """Tokens after a pause that all decodes shared, or that some had for themselves; the stretch has one step."""
+        shared = self._decodes - len(self._behind)
+        if shared:
+            gap = end - self._cohort_ns
+            self._gaps.add_one(gap, shared)
+            while self._gap_sizes and self._gap_sizes[-1] <= gap:
+                self._gap_sizes.pop()
+                self._gap_starts.pop()
+            self._gap_sizes.append(gap)
+            self._gap_starts.append(self._cohort_ns)
+        for request in self._behind:
+            self._own_gap(request, end)
+        self._behind.clear()
 
     def _apply_chunks(self, end: int) -> int:
         """The chunks of the step have been computed. Returns the tokens sampled from them."""
@@ -659,16 +660,17 @@ class Replica:
         self.decoding_count -= 1
         self._context -= context
         self._squares -= context * context
-        self.kv.leave(request, context)
-        self.kv.release(request, context)
+        kv = self.kv
+        kv.leave(request, context)
+        kv.release(request, context)
         del self.running_now[request]
         self._note_gap(request)
         if not self.decoding_count:
             self._gap_starts.clear()
             self._gap_sizes.clear()
         request.generated_tokens = request.output_tokens
-        self._end_request(request, end)
         self._changed = True
+        self._end_request(request, end)
 
     def _end_request(self, request: Request, end_ns: int) -> None:
         """It got its last token, and its blocks are back."""

@@ -27,7 +27,7 @@ class ChunkedPrefill:
     every_step = False
 
     def plan(self, replica: ReplicaView, plan: Plan) -> None:
-        max_chunk = self._max_chunk(replica)
+        max_chunk = self._max_chunk(replica) if self.long_prefill_token_threshold else None
         if plan.tight(max_chunk):
             for request in plan.in_order():
                 if plan.budget_tokens == 0:
@@ -44,26 +44,23 @@ class ChunkedPrefill:
             return
         waiting = replica.waiting
         while waiting and plan.budget_tokens and replica.running_count < self.max_num_seqs:
+            keep_free_blocks = 0
+            if self.watermark and replica.running_count:
+                keep_free_blocks = int(self.watermark * (replica.total_blocks + 1))  # vLLM counts its null block too
             if not plan.admit(
                 waiting.first,
                 max_chunk,
                 whole=not self.enable_chunked_prefill,
                 reserve_full=self.scheduler_reserve_full_isl,
-                keep_free_blocks=self._watermark_blocks(replica),
+                keep_free_blocks=keep_free_blocks,
             ):
                 return
 
     def _max_chunk(self, replica: ReplicaView) -> int | None:
         """Most tokens of one prompt in one step; None without a limit."""
-        threshold = self.long_prefill_token_threshold
-        requests = replica.requests_count
-        if threshold == 0 or requests == 1:
+        requests = len(replica.waiting) + replica.running_count
+        if requests == 1:
             return None
         if self.long_prefill_token_threshold_adaptive:
-            return max(threshold, self.max_num_batched_tokens // requests)
-        return threshold
-
-    def _watermark_blocks(self, replica: ReplicaView) -> int:
-        if self.watermark == 0.0 or replica.running_count == 0:
-            return 0
-        return int(self.watermark * (replica.total_blocks + 1))  # vLLM's null block counts in the product
+            return max(self.long_prefill_token_threshold, self.max_num_batched_tokens // requests)
+        return self.long_prefill_token_threshold

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kvsim.core.trace import Trace
+from kvsim.metrics.laws import littles_law
 from tests.worlds import World, affine, replica, world
 
 REPLICATIONS = 12
@@ -109,10 +110,8 @@ def test_m_g_1_processor_sharing_is_insensitive(lengths: str) -> None:
 
 
 def test_littles_law() -> None:
-    """Requests in the system, sampled over time, average to arrival rate times mean time in the system.
-
-    The two sides come from different columns: samples of the queue and the batch, and per-request times.
-    """
+    """Requests in the system, sampled over time, average to arrival rate times mean time in the system: samples of
+    queue and batch on one side, arrivals and ends of requests on the other."""
     rng = np.random.default_rng(7)
     n = 4_000
     trace = poisson_trace(rng, 60.0, rng.integers(1, 400, n), rng.integers(1, 120, n))
@@ -120,7 +119,5 @@ def test_littles_law() -> None:
     log = world(trace, replica(cost=cost, kv_blocks=450)).simulate(timeline_instants=100_000)
 
     assert log.preemptions.sum() > 100
-    total_s = log.end_ns / 1e9
-    in_system = (log.timeline.waiting + log.timeline.running)[log.timeline.time_ns <= log.end_ns].mean()
-    time_in_system_s = ((log.finish_ns - log.arrival_ns) / 1e9).mean()
-    assert in_system == pytest.approx(n / total_s * time_in_system_s, rel=1e-3)
+    in_system, rate_times_stay = littles_law(log)
+    assert in_system == pytest.approx(rate_times_stay, rel=1e-3)
