@@ -136,6 +136,14 @@ class Simulation:
                     len(self.replicas), pool, self, self._recorder, samples,
                     leaps=options.mode == "leap", decisions=decisions, check_laws=options.check_laws,
                 )  # fmt: skip
+                # Whoever reads counters or waits for an end wants the replica as it is now.
+                replica.eager = (
+                    bool(getattr(pool.router, "reads_counters", True) and pool.replicas > 1)
+                    or len(self._cluster.pools) > 1
+                    or options.closed_sessions
+                    or options.max_concurrency is not None
+                    or options.client_timeout_ns is not None
+                )
                 self.replicas.append(replica)
                 self._samples.append(samples)
                 members.append(replica)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000_000
 _FIRST_LEAP, _LONGEST_LEAP = 16, 4096
+_INBOX = 64
 
 
 class Waiting(deque[Request]):
@@ -94,7 +95,9 @@ class Replica:
         "due_ns",
         "ends_ns",
         "posted",
+        "eager",
         "id",
+        "inbox",
         "kv",
         "offers",
         "peak_used_blocks",
@@ -142,6 +145,8 @@ class Replica:
         self.waiting = Waiting()
         self._ready = 0  # how many at the head of the queue were delivered with their KV
         self.waiting_tokens = 0
+        self.inbox: deque[Request] = deque()  # arrived, not yet looked at
+        self.eager = False
         self.offers: deque[Request] = deque()
         self.running_now: dict[Request, None] = {}  # in admission order
         self.prefilling: list[Request] = []
@@ -239,12 +244,29 @@ class Replica:
     # ---- time
 
     def settle(self, now_ns: int) -> None:
-        """Let happen every end at or before ``now_ns`` and every plan before it."""
-        while self.due_ns <= now_ns:
+        """Let happen every arrival and end at or before ``now_ns``, and every plan before it."""
+        inbox = self.inbox
+        while True:
             if self.stretch_steps:
+                if inbox and inbox[0].arrival_ns <= self.stretch_end_ns:
+                    self._arrive_in_flight(inbox[0].arrival_ns)
+                if self.stretch_end_ns > now_ns:
+                    return
                 self._apply()
-            else:
+                continue
+            boundary_ns = self.boundary_ns
+            if self.due_ns == FOREVER:
+                if not inbox:
+                    return
+                arrival_ns = inbox[0].arrival_ns
+                self._wake(arrival_ns)
+                self._arrive(arrival_ns)
+            elif inbox and inbox[0].arrival_ns <= boundary_ns:
+                self._arrive(boundary_ns)
+            elif boundary_ns < now_ns:
                 self._launch()
+            else:
+                return
 
     def plan_at(self, now_ns: int) -> None:
         """Let happen everything up to and including the plan at ``now_ns``."""
@@ -255,36 +277,63 @@ class Replica:
 
     def interrupt(self, now_ns: int) -> None:
         """Something changes now: settle, and let the step in flight be the last of its stretch."""
-        if self.due_ns <= now_ns:
-            self.settle(now_ns)
+        self.settle(now_ns)
         if self.stretch_steps > 1:
-            steps = bisect_left(self.ends_ns, now_ns, 0, self.stretch_steps) + 1
-            if steps < self.stretch_steps:
-                self.stretch_steps = steps
-                self.stretch_end_ns = self.due_ns = int(self.ends_ns[steps - 1])
-                if self._leap > _FIRST_LEAP:
-                    self._leap >>= 1
-                if self.due_ns <= now_ns:
-                    self.settle(now_ns)
-                else:
-                    self.note_peak(self.uncommitted_blocks)
+            self._cut(now_ns)
+            if self.stretch_end_ns <= now_ns:
+                self._apply()
+            else:
+                self.note_peak(self.uncommitted_blocks)
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
         self._changed = True
         if not self.stretch_steps and self.due_ns == FOREVER:
-            if self.boundary_ns < now_ns:
-                self.boundary_ns = now_ns
-            self.due_ns = self.boundary_ns + 1
+            self._wake(now_ns)
+
+    def _wake(self, now_ns: int) -> None:
+        """It slept, and may have something to do from now on."""
+        if self._samples.next_ns < now_ns:
+            self._sample(now_ns)
+        if self.boundary_ns < now_ns:
+            self.boundary_ns = now_ns
+        self.due_ns = self.boundary_ns + 1
+
+    def _cut(self, now_ns: int) -> None:
+        """Of a stretch of many steps only those follow that are launched before now."""
+        steps = bisect_left(self.ends_ns, now_ns, 0, self.stretch_steps) + 1
+        if steps < self.stretch_steps:
+            self.stretch_steps = steps
+            self.stretch_end_ns = self.due_ns = int(self.ends_ns[steps - 1])
+            if self._leap > _FIRST_LEAP:
+                self._leap >>= 1
 
     # ---- requests come and go
 
     def enqueue(self, request: Request, now_ns: int) -> None:
-        """A request arrives at the back of the queue."""
-        self.interrupt(now_ns)
-        self.waiting.append(request)
-        self.waiting_tokens += request.target_tokens
-        if self.decisions:
-            self.decisions.arrived(request)
+        """A request arrives. Unless somebody watches, it is enough to look at the inbox once it is full."""
+        self.inbox.append(request)
+        if self.eager or len(self.inbox) >= _INBOX:
+            self.settle(now_ns)
+
+    def _arrive_in_flight(self, now_ns: int) -> None:
+        """A request arrives before the stretch in flight has ended."""
+        if self.stretch_steps > 1:
+            self._cut(now_ns)
+        self._arrive(self.stretch_end_ns)
+
+    def _arrive(self, until_ns: int) -> None:
+        """Everything in the inbox that arrived by then goes to the back of the queue."""
+        inbox = self.inbox
+        samples = self._samples
+        while inbox and inbox[0].arrival_ns <= until_ns:
+            request = inbox.popleft()
+            if samples.next_ns < request.arrival_ns:
+                self._sample(request.arrival_ns)
+            self.waiting.append(request)
+            self.waiting_tokens += request.prompt_tokens
+            if self.decisions:
+                self.decisions.arrived(request)
+        self._changed = True
 
     def start_running(self, request: Request, tokens_left: int) -> None:
         """The head of the queue was admitted."""
