@@ -62,7 +62,7 @@ class Request:
         self.admission = 0
         self.joined_step = 0
         self.finish_step = 0
-        self.phase = 0
+        self.phase = -1
         self.gap_from_ns = 0
         self.max_gap_ns = 0
         self.replica: object = None

@@ -229,7 +229,7 @@ class KVPool(Protocol):
         ...
 
     def release(self, request: Request, context_tokens: int) -> None:
-        """Give back everything that the request holds."""
+        """Give back everything that the request holds; if it decodes, it no longer does."""
         ...
 
     def join(self, request: Request, context_tokens: int, step: int) -> None:

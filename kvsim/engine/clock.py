@@ -35,21 +35,32 @@ class Clock:
         return self._environment._now  # type: ignore[return-value]
 
     def post(
-        self, time_ns: int, phase: int, identity: int, call: Callable[[Event], None], value: object = None
-    ) -> None:
-        """Have ``call(event)`` at this time (not beyond the horizon), ``event.value`` being ``value``.
+        self,
+        time_ns: int,
+        phase: int,
+        identity: int,
+        calls: list[Callable[[Event], None]],
+        value: object = None,
+        reuse: Event | None = None,
+    ) -> Event | None:
+        """Have ``calls`` made with an event of this value at this time (not beyond the horizon).
 
-        Identity (a replica id, say) orders events of one time and phase.
+        Identity (a replica id, say) orders events of one time and phase. An event that has happened can be used
+        again (``reuse``), which is cheaper than a new one. Returns the event.
         """
         if time_ns > self._horizon_ns:
-            return
+            return reuse
         environment = self._environment
-        event = Event(environment)
-        event._ok = True
+        if reuse is None or reuse.callbacks is not None:
+            event = Event(environment)
+            event._ok = True
+        else:
+            event = reuse
         event._value = value
-        event.callbacks.append(call)
+        event.callbacks = calls
         self.events += 1
         self._schedule(event, phase * _IDENTITIES + identity, time_ns - environment._now)
+        return event
 
     def run(self) -> None:
         """Until nothing is left to happen."""

@@ -10,7 +10,7 @@ from simpy.events import Event
 
 from kvsim.core.cluster import Cluster, Pool, RunOptions
 from kvsim.core.request import ENDED, OFFERED, SENDING, WAITING, Request
-from kvsim.core.runlog import ABANDONED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
+from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
 from kvsim.core.trace import Trace
 from kvsim.engine.clock import ARRIVALS, ENDS, FOREVER, PLANS, Clock
 from kvsim.engine.decisions import DecisionRecorder
@@ -83,9 +83,10 @@ class Simulation:
         self._horizon_ns = FOREVER - 1 if options.horizon_ns is None else options.horizon_ns
         self._clock = Clock(self._horizon_ns)
         n = len(trace)
-        self._recorder = Recorder(n)
+        self._recorder = Recorder(trace)
         self.now_ns = 0
         self._build_pools()
+        self._only_replica = self.replicas[0] if len(self.replicas) == 1 else None
         self._sure_to_fit = self._tokens_sure_to_fit()
         self._link = SharedLink(cluster.link, self._clock, self._flow_ended) if cluster.link else None
         self._handoffs: dict[Request, _Handoff] = {}
@@ -94,6 +95,9 @@ class Simulation:
         self._heap: list[tuple[int, int, int, Request | None]] = []
         self._agenda_ns = FOREVER
         self._handling = False
+        self._agenda_event: Event | None = None
+        self._on_agenda_calls = [self._on_agenda]
+        self._on_replica_calls = [self._on_replica]
         # sending
         self._next_turn = _next_turns(trace) if options.closed_sessions else None
         first = np.arange(n) if self._next_turn is None else _first_turns(trace)
@@ -170,7 +174,7 @@ class Simulation:
             time_ns = heap[0][0]
         self._agenda_ns = time_ns
         if time_ns < FOREVER:
-            self._clock.post(time_ns, ARRIVALS, 0, self._on_agenda)
+            self._agenda_event = self._clock.post(time_ns, ARRIVALS, 0, self._on_agenda_calls, reuse=self._agenda_event)
 
     def _on_agenda(self, event: Event) -> None:
         self.now_ns = now = self._clock.now_ns
@@ -185,7 +189,10 @@ class Simulation:
                 while self._static_ns == now:  # in order of id as they stand; what they create comes in a later round
                     row = self._rows[self._rows_at]
                     self._advance_rows()
-                    self._ready_to_send(row, now)
+                    if self._dynamic:
+                        self._ready_to_send(row, now)
+                    else:
+                        self._send(row, now)
             else:
                 break
         self._handling = False
@@ -270,33 +277,30 @@ class Simulation:
         longest = self._cluster.max_model_len - prompt_tokens
         if longest < output_tokens:
             if longest <= 0:
-                columns.output_tokens[i] = output_tokens
                 self._reject(i, _PROMPT_TOO_LONG, now)
                 return
-            output_tokens = longest
+            columns.output_tokens[i] = output_tokens = longest
             self._clipped += 1
-        columns.output_tokens[i] = output_tokens
         if prompt_tokens + output_tokens > self._sure_to_fit and not self._fits(prompt_tokens, output_tokens):
             self._reject(i, _POOL_TOO_SMALL, now)
             return
         request = Request(i, now, prompt_tokens, output_tokens)
         if self._dynamic:
             request.watched = self._options.max_concurrency is not None or self._has_next_turn(i)
-        state = self._pools[0]
-        replica = state.route(request, now)
+        replica = self._only_replica or self._pools[0].route(request, now)
         columns.replica_prefill[i] = replica.id
         request.replica = replica
         replica.enqueue(request, now)
-        if replica.role == "prefill":
-            replica.watchers += output_tokens > 1 or request.watched
-        else:
-            columns.replica_decode[i] = replica.id
-            replica.watchers += request.watched
-        if replica.watchers:
-            self._watch(replica)
-        timeout_ns = self._options.client_timeout_ns
-        if timeout_ns is not None:
-            self._push(now + timeout_ns, i, TIMEOUT, request)
+        if replica.eager:
+            if replica.role == "prefill":
+                replica.watchers += output_tokens > 1 or request.watched
+            else:
+                replica.watchers += request.watched
+            if replica.watchers:
+                self._watch(replica)
+            timeout_ns = self._options.client_timeout_ns
+            if timeout_ns is not None:
+                self._push(now + timeout_ns, i, TIMEOUT, request)
 
     def _fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Could this request's KV ever fit in the pools it passes through?"""
@@ -388,7 +392,7 @@ class Simulation:
         key = time_ns * 4 + phase
         if replica.posted != key:
             replica.posted = key
-            self._clock.post(time_ns, phase, replica.id, self._on_replica, (replica, key))
+            self._clock.post(time_ns, phase, replica.id, self._on_replica_calls, (replica, key))
 
     def _on_replica(self, event: Event) -> None:
         replica, key = event._value
@@ -502,13 +506,16 @@ class Simulation:
             replica.close(end_ns)
         for request, handoff in self._handoffs.items():
             columns["generated_tokens"][request.id] = 1
+        if len(self._pools) == 1:
+            columns["replica_decode"] = columns["replica_prefill"]
+        finished = (columns["status"] == UNFINISHED) & (columns["finish_ns"] != NEVER)
+        columns["status"][finished] = FINISHED
+        columns["generated_tokens"][finished] = columns["output_tokens"][finished]
         unfinished = columns["status"] == UNFINISHED
         never_sent = unfinished & (columns["arrival_ns"] == NEVER)
         stuck = self._options.horizon_ns is None and bool((unfinished & ~never_sent).any())
         columns["reason"][unfinished] = _STUCK if stuck else _HORIZON
         columns["reason"][never_sent] = _NOT_SENT
-        unsent = columns["output_tokens"] == NEVER
-        columns["output_tokens"][unsent] = trace.output_tokens[unsent]
         transfers = np.array(sorted(self._transfers), np.int64).reshape(-1, 4)
         return RunLog(
             arrival_ns=columns["arrival_ns"],

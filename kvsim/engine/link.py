@@ -58,7 +58,7 @@ class SharedLink:
         version = self._version
         least = max(0, min(flow.work for flow in self._flows))
         end_ns = self._settled_ns + -(-least * len(self._flows) // self._bytes_per_s)
-        self._clock.post(end_ns, ENDS, 1 << 31, lambda _: self._end(version, end_ns))
+        self._clock.post(end_ns, ENDS, 1 << 31, [lambda _: self._end(version, end_ns)])
 
     def _end(self, version: int, now_ns: int) -> None:
         if version != self._version:

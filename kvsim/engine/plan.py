@@ -104,7 +104,7 @@ class Plan:
             tokens = self.budget_tokens
         kv = replica.kv
         if (
-            (reserve_full and not kv.can_admit(request, request.target_tokens, keep_free_blocks))
+            (reserve_full and tokens < left and not kv.can_admit(request, request.target_tokens, keep_free_blocks))
             or (keep_free_blocks and not kv.can_admit(request, context + tokens, keep_free_blocks))
             or not kv.allocate(request, context + tokens)
         ):

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.runlog import NEVER, UNFINISHED, Gaps, Timeline
+from kvsim.core.trace import Trace
 from kvsim.engine.clock import FOREVER
 
 _WEIGHT_BITS = 20
@@ -179,12 +180,13 @@ class RequestColumns:
         "generated_tokens", "max_gap_ns", "output_tokens", "preemptions", "reason", "replica_decode", "replica_prefill", "status",
     )  # fmt: skip
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, trace: Trace) -> None:
         fill = dict.fromkeys(self.__slots__[1:], NEVER)
         fill.update(
             client_queue_ns=0, computed_tokens=0, generated_tokens=0, preemptions=0, reason=0, status=UNFINISHED
         )
-        self.arrays = {name: np.full(n, value, np.int64) for name, value in fill.items()}
+        self.arrays = {name: np.full(len(trace), value, np.int64) for name, value in fill.items()}
+        self.arrays["output_tokens"][:] = trace.output_tokens
         for name, column in self.arrays.items():
             setattr(self, name, memoryview(column))
 
@@ -194,7 +196,7 @@ class Recorder:
 
     __slots__ = ("columns", "gaps", "tokens_by_second")
 
-    def __init__(self, n: int) -> None:
-        self.columns = RequestColumns(n)
+    def __init__(self, trace: Trace) -> None:
+        self.columns = RequestColumns(trace)
         self.gaps = GapHistogram()
         self.tokens_by_second: Counter[int] = Counter()

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from kvsim.core.cluster import Pool
 from kvsim.core.request import DECODING, ENDED, HELD, PREFILLING, WAITING, Request
-from kvsim.core.runlog import FINISHED
 from kvsim.core.shape import BatchShape
 from kvsim.engine.clock import FOREVER
 from kvsim.engine.plan import Plan
@@ -61,12 +60,17 @@ class Replica:
         "_chunks",
         "_cohort_ns",
         "_context",
-        "_cost",
         "_decode_shape",
         "_decodes",
         "_durations",
+        "_duration",
+        "_ends",
         "_every_step",
+        "_step_s",
+        "_steps_s",
+        "_finish_column",
         "_finishing",
+        "_max_gap_column",
         "_asking",
         "_gap_sizes",
         "_gap_starts",
@@ -93,7 +97,6 @@ class Replica:
         "decode_step",
         "decoding_count",
         "due_ns",
-        "ends_ns",
         "posted",
         "eager",
         "id",
@@ -133,10 +136,13 @@ class Replica:
         self.peak_used_blocks = 0
         self._scheduler = pool.scheduler
         self._every_step = bool(getattr(pool.scheduler, "every_step", True))
-        self._cost = pool.cost
+        self._step_s = pool.cost.step_s
+        self._steps_s = pool.cost.steps_s
         self._simulation = simulation
         self._recorder = recorder
         self._gaps = recorder.gaps
+        self._finish_column = recorder.columns.finish_ns
+        self._max_gap_column = recorder.columns.max_gap_ns
         self._samples = samples
         self._leaps = leaps
         self.decisions = decisions
@@ -173,8 +179,9 @@ class Replica:
         self.stretch_steps = 0
         self.stretch_start_ns = 0
         self.stretch_end_ns = 0
-        self.ends_ns: list[int] | NDArray[np.int64] = []
+        self._ends: list[int] | NDArray[np.int64] | None = None
         self._durations: list[int] | NDArray[np.int64] = []
+        self._duration = 0  # of the last step launched
         self._decodes = 0
         self._chunks: Sequence[tuple[Request, int, int]] = ()
         self._decode_shape = self._shape = BatchShape()
@@ -495,10 +502,10 @@ class Replica:
             self._samples.next_ns = start
         self.stretch_steps = steps
         if steps == 1:
-            duration = round(self._cost.step_s(shape) * 1e9)
+            self._duration = duration = round(self._step_s(shape) * 1e9)
             self._durations = [duration]
+            self._ends = None
             self.due_ns = self.stretch_end_ns = start + duration
-            self.ends_ns = [self.due_ns]
         else:
             self._launch_leap(shape, steps)
         if self.decisions:
@@ -556,24 +563,46 @@ class Replica:
             steps = min(steps, self._review_step - step)
         if steps > self._leap:
             steps = self._leap
+        if self.inbox and self._duration:
+            # About as many as there is time for until the next arrival; a guess costs nothing but another stretch.
+            until_arrival = (self.inbox[0].arrival_ns - self.stretch_start_ns) // self._duration + 1
+            if steps > until_arrival:
+                steps = until_arrival
         if steps > 1:
             steps = 1 + self.kv.steps_until_short(step + 1, steps - 1)
         return steps
 
     def _launch_leap(self, shape: BatchShape, steps: int) -> None:
-        seconds = self._cost.steps_s(shape, steps)
+        seconds = self._steps_s(shape, steps)
+        start = self.stretch_start_ns
+        self._ends = None
         if type(seconds) is list:
             self._durations = durations = [round(s * 1e9) for s in seconds]
-            self.ends_ns = ends = list(accumulate(durations, initial=self.stretch_start_ns))
-            del ends[0]
+            end = start + sum(durations)
         else:
             self._durations = rounded = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
-            self.ends_ns = rounded.cumsum() + self.stretch_start_ns
+            end = start + int(rounded.sum())
         if self._review_ns < FOREVER:
             self.stretch_steps = steps = min(steps, bisect_left(self.ends_ns, self._review_ns) + 1)
+            end = int(self.ends_ns[steps - 1])
         if steps == self._leap < _LONGEST_LEAP:
             self._leap = steps * 2
-        self.stretch_end_ns = self.due_ns = int(self.ends_ns[steps - 1])
+        self._duration = int(self._durations[-1])
+        self.stretch_end_ns = self.due_ns = end
+
+    @property
+    def ends_ns(self) -> list[int] | NDArray[np.int64]:
+        """When each step of the stretch in flight ends; worked out when somebody asks."""
+        ends = self._ends
+        if ends is None:
+            durations = self._durations
+            if type(durations) is list:
+                ends = list(accumulate(durations, initial=self.stretch_start_ns))
+                del ends[0]
+            else:
+                ends = np.asarray(durations).cumsum() + self.stretch_start_ns
+            self._ends = ends
+        return ends
 
     def _sleep(self) -> None:
         """Nothing can be scheduled: until something comes, or until the time at which the policy asked to be called."""
@@ -709,13 +738,14 @@ class Replica:
         self.decoding_count -= 1
         self._context -= context
         self._squares -= context * context
-        kv = self.kv
-        kv.leave(request, context)
-        kv.release(request, context)
+        self.kv.release(request, context)
         del self.running_now[request]
-        self._note_gap(request)
+        starts = self._gap_starts
+        i = bisect_left(starts, request.gap_from_ns)
+        if i < len(starts) and self._gap_sizes[i] > request.max_gap_ns:
+            request.max_gap_ns = self._gap_sizes[i]
         if not self.decoding_count:
-            self._gap_starts.clear()
+            starts.clear()
             self._gap_sizes.clear()
         request.generated_tokens = request.output_tokens
         self._changed = True
@@ -724,13 +754,10 @@ class Replica:
     def _end_request(self, request: Request, end_ns: int) -> None:
         """It got its last token, and its blocks are back."""
         request.state = ENDED
-        columns = self._recorder.columns
         i = request.id
-        columns.finish_ns[i] = end_ns
-        columns.status[i] = FINISHED
-        columns.generated_tokens[i] = request.generated_tokens
+        self._finish_column[i] = end_ns
         if request.generated_tokens > 1:
-            columns.max_gap_ns[i] = request.max_gap_ns
+            self._max_gap_column[i] = request.max_gap_ns
         if self.decisions:
             self.decisions.finished(request)
         if request.watched:
@@ -821,7 +848,7 @@ class Replica:
         self.kv.free_blocks -= self.kv.growth_blocks(self.decode_step, 1)
         self.note_peak(self.kv.free_blocks)
         self._durations = [duration]
-        self.ends_ns = [end]
+        self._ends = None
         self.stretch_start_ns = start
         self.stretch_steps = 1
         self.stretch_end_ns = self.due_ns = end

@@ -47,6 +47,10 @@ class PagedPool:
         blocks = -(-context_tokens // self._block_size)
         self.free_blocks += blocks if blocks > request.held_blocks else request.held_blocks
         request.held_blocks = 0
+        if request.phase >= 0:
+            self._phases[request.phase] -= 1
+            self._decodes -= 1
+            request.phase = -1
 
     def join(self, request: Request, context_tokens: int, step: int) -> None:
         phase = (step - context_tokens) % self._block_size
@@ -57,6 +61,7 @@ class PagedPool:
     def leave(self, request: Request, context_tokens: int) -> None:
         self._phases[request.phase] -= 1
         self._decodes -= 1
+        request.phase = -1
         request.held_blocks = -(-context_tokens // self._block_size)
 
     def growth_blocks_of(self, request: Request, step: int) -> int:
