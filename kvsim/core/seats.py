@@ -7,7 +7,7 @@ makes in ``start(...)``; the engine keeps it.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,8 +187,15 @@ class Scheduler(Protocol):
     meaning of leaving it out) it is called before each step, and the replica cannot leap.
     """
 
-    max_num_seqs: int
-    max_num_batched_tokens: int
+    @property
+    def max_num_seqs(self) -> int:
+        """Most requests that run at a time."""
+        ...
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Most tokens in one step."""
+        ...
 
     def plan(self, replica: ReplicaView, plan: Plan) -> None:
         """Say what runs in the step that starts now, in the verbs of ``plan``."""
@@ -202,7 +209,7 @@ class Router(Protocol):
         """Memory for one run (None if there is none)."""
         ...
 
-    def route(self, request: Request, replicas: Sequence[ReplicaView], memory: object) -> int:
+    def route(self, request: Request, replicas: Sequence[ReplicaView], memory: Any) -> int:
         """Position in ``replicas`` (in id order) of the chosen one; ties go to the lowest id."""
         ...
 
@@ -240,7 +247,6 @@ class KVPool(Protocol):
         """The request no longer decodes; it keeps the blocks of its context."""
         ...
 
-
     def missing_blocks(self, request: Request, tokens: int) -> int:
         """Blocks that the request would have to take to hold ``tokens`` of context."""
         ...
@@ -261,7 +267,10 @@ class KVPool(Protocol):
 class KVManager(Protocol):
     """How KV is laid out; makes one ledger per replica."""
 
-    block_size: int
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        ...
 
     def start(self, total_blocks: int) -> KVPool:
         """A fresh ledger of ``total_blocks`` blocks."""

@@ -1,0 +1,99 @@
+"""What a reader promises: a sound Trace in which every row is accounted for, or an InputError."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from kvsim.core.errors import InputError
+from kvsim.core.seats import TraceReader
+from kvsim.core.trace import Trace
+from kvsim.testing.checks import Look
+
+HEAD_BYTES = 65536
+
+
+def looks(reader: TraceReader, sample: Path) -> Iterator[Look]:
+    """The checks of a reader on a file in its format. Raises InputError if the file cannot be opened."""
+    try:
+        data = sample.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=sample) from None
+
+    def runs() -> str | None:
+        return None if len(reader.read(sample)) else "the trace has no rows"
+
+    def sound() -> str | None:
+        return trace_fault(reader.read(sample))
+
+    def recognises() -> str | None:
+        if data.startswith(b"PAR1"):
+            return None  # a Parquet file is recognised by its column names, which kvsim reads
+        head = data[:HEAD_BYTES].decode("utf-8", errors="replace")
+        if reader.recognises(head) is not True:
+            return f"it does not recognise {sample.name}"
+        strangers = ("", "\n", "hello", "a,b,c\n1,2,3\n", "\x00\x00", '{"a": 1}\n')
+        taken = [text for text in strangers if reader.recognises(text)]
+        return f"it takes {taken[0]!r} for its own" if taken else None
+
+    def repeats() -> str | None:
+        one, other = reader.read(sample), reader.read(sample)
+        for field in dataclasses.fields(Trace):
+            a, b = getattr(one, field.name), getattr(other, field.name)
+            if not (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b):
+                return f"{field.name} differs between two reads"
+        return None
+
+    yield "runs", runs
+    yield "recognises the sample, and nothing foreign", recognises
+    yield "the trace is sound: sorted, from 0, lengths of at least 1, every row accounted for", sound
+    yield "reading twice gives the same trace", repeats
+    yield "a damaged file gives a sound trace or an InputError", lambda: _damage(reader, data, sample)
+
+
+def trace_fault(trace: Trace) -> str | None:
+    """What a trace lacks to be sound, or None (``kvsim/core/trace.py``)."""
+    for name in ("arrival_ns", "prompt_tokens", "output_tokens", "session", "think_ns", "priority"):
+        column = getattr(trace, name)
+        if column is not None and not (isinstance(column, np.ndarray) and column.dtype == np.int64):
+            return f"{name} is {getattr(column, 'dtype', type(column).__name__)}, not an array of int64"
+    if len(trace) and trace.arrival_ns[0] != 0:
+        return f"the first request arrives at {trace.arrival_ns[0]} ns, not at 0"
+    if trace.rows is None:
+        return "rows is None: nobody can say what was left out"
+    if trace.rows.replayed != len(trace):
+        return f"{trace.rows} leaves {trace.rows.replayed} rows to replay, and the trace has {len(trace)}"
+    if trace.think_ns is not None and (trace.think_ns < 0).any():
+        return "think_ns has a negative value"
+    if trace.session is not None and (trace.session < -1).any():
+        return "session has a number below -1"
+    last = -1 if trace.session is None else int(trace.session.max(initial=-1))
+    if trace.session_names is not None and len(trace.session_names) <= last:
+        return f"session {last} has no name among {len(trace.session_names)}"
+    return None
+
+
+def _damage(reader: TraceReader, data: bytes, sample: Path) -> str | None:
+    """Cut the file, blow holes into it, and see what the reader makes of it."""
+    rng = np.random.default_rng(0)
+    damaged = [b"", b"\n", data[: len(data) // 2], data[: len(data) * 2 // 3 + 1], data + b"\x00\xff,,,,\n", data[::-1]]
+    for _ in range(20):
+        broken = bytearray(data)
+        for at in rng.integers(0, max(1, len(data)), 3):
+            broken[at : at + 1] = rng.choice([b"", b"-", b"x", b",", b"\n", b'"', b"1e400", b"\xff"])
+        damaged.append(bytes(broken))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, sample.name)
+        for content in damaged:
+            path.write_bytes(content)
+            try:
+                fault = trace_fault(reader.read(path))
+            except InputError:
+                continue
+            except Exception as error:
+                return f"{type(error).__name__} instead of an InputError: {' '.join(str(error).split())[:200]}"
+            if fault:
+                return f"a damaged file was read as a trace in which {fault}"
+    return None
