@@ -11,7 +11,7 @@ from kvsim.core.errors import InputError
 from kvsim.scenario.source import parse_yaml
 from kvsim.testing.checks import check_target
 
-LIMIT_S = 120
+LIMIT_S = 60
 """After so many seconds a policy that loops for ever is stopped, and the line that it is in is shown (exit code 1)."""
 
 
