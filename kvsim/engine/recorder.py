@@ -11,10 +11,10 @@ from kvsim.core.trace import Trace
 from kvsim.engine.clock import FOREVER
 
 _WEIGHT_BITS = 20
-_LONGEST_PACKED_NS = 1 << 43
+LONGEST_PACKED_NS = 1 << 43
 """A gap and how many requests saw it travel in one int64: less than 2.4 hours, and than 2^20 requests."""
 
-_PACK_AT = 65536
+PACK_AT = 65536
 
 
 class GapHistogram:
@@ -24,11 +24,11 @@ class GapHistogram:
     what is merged, so the cost per gap is constant on average.
     """
 
-    __slots__ = ("_chunks", "_gap_ns", "_merged", "_pending", "_rare", "_runs", "_values")
+    __slots__ = ("_chunks", "_gap_ns", "_merged", "_pending", "_rare", "runs", "values")
 
     def __init__(self) -> None:
-        self._values: list[int] = []  # gaps of short stretches, in order
-        self._runs: list[int] = []  # their weights: requests, steps, requests, steps, ...
+        self.values: list[int] = []  # gaps of short stretches, in order
+        self.runs: list[int] = []  # their weights: requests, steps, requests, steps, ...
         self._chunks: list[NDArray[np.int64]] = []  # packed gap << bits | requests
         self._pending = 0
         self._rare: Counter[int] = Counter()  # gaps of single requests: preemption, stall, transfer
@@ -36,22 +36,22 @@ class GapHistogram:
 
     def add_step(self, gap_ns: int, requests: int) -> None:
         """This gap was seen by so many requests."""
-        if gap_ns >= _LONGEST_PACKED_NS:
+        if gap_ns >= LONGEST_PACKED_NS:
             self.add_one(gap_ns, requests)
             return
-        self._values.append(gap_ns)
-        self._runs += (requests, 1)
+        self.values.append(gap_ns)
+        self.runs += (requests, 1)
 
     def add(self, gaps_ns: list[int] | NDArray[np.int64], requests: int) -> None:
         """Each of these gaps was seen by so many requests."""
-        if gaps_ns[-1] >= _LONGEST_PACKED_NS:
+        if gaps_ns[-1] >= LONGEST_PACKED_NS:
             for gap in gaps_ns:
                 self.add_one(int(gap), requests)
         elif type(gaps_ns) is list:
-            self._values += gaps_ns
-            self._runs += (requests, len(gaps_ns))
-            if len(self._values) >= _PACK_AT:
-                self._pack()
+            self.values += gaps_ns
+            self.runs += (requests, len(gaps_ns))
+            if len(self.values) >= PACK_AT:
+                self.pack()
         else:
             self._keep((np.asarray(gaps_ns) << _WEIGHT_BITS) + requests)
 
@@ -59,12 +59,12 @@ class GapHistogram:
         """A gap outside the common rhythm of the batch."""
         self._rare[gap_ns] += requests
 
-    def _pack(self) -> None:
-        runs = np.array(self._runs, np.int64)
+    def pack(self) -> None:
+        runs = np.array(self.runs, np.int64)
         weights = np.repeat(runs[0::2], runs[1::2])
-        self._keep((np.array(self._values, np.int64) << _WEIGHT_BITS) + weights)
-        self._values.clear()
-        self._runs.clear()
+        self._keep((np.array(self.values, np.int64) << _WEIGHT_BITS) + weights)
+        self.values.clear()
+        self.runs.clear()
 
     def _keep(self, packed: NDArray[np.int64]) -> None:
         self._chunks.append(packed)
@@ -89,8 +89,8 @@ class GapHistogram:
 
     def result(self) -> Gaps:
         """The histogram so far."""
-        if self._values:
-            self._pack()
+        if self.values:
+            self.pack()
         if self._rare:
             # Rare gaps may be longer than a packed value can hold, so they join after the merge.
             self._merge()

@@ -17,7 +17,7 @@ from kvsim.core.request import DECODING, ENDED, HELD, PREFILLING, WAITING, Reque
 from kvsim.core.shape import BatchShape
 from kvsim.engine.clock import FOREVER
 from kvsim.engine.plan import Plan
-from kvsim.engine.recorder import Recorder, TimelineSamples
+from kvsim.engine.recorder import LONGEST_PACKED_NS, PACK_AT, Recorder, TimelineSamples
 
 if TYPE_CHECKING:
     from kvsim.engine.cluster import Simulation
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000_000
 _FIRST_LEAP, _LONGEST_LEAP = 16, 4096
-_INBOX = 64
+_INBOX = 512
 
 
 class Waiting(deque[Request]):
@@ -58,6 +58,7 @@ class Replica:
         "_changed",
         "_check_laws",
         "_chunks",
+        "_coasts",
         "_cohort_ns",
         "_context",
         "_decode_shape",
@@ -145,6 +146,7 @@ class Replica:
         self._max_gap_column = recorder.columns.max_gap_ns
         self._samples = samples
         self._leaps = leaps
+        self._coasts = leaps and not check_laws
         self.decisions = decisions
         self._check_laws = check_laws
         # requests
@@ -270,10 +272,168 @@ class Replica:
                 self._arrive(arrival_ns)
             elif inbox and inbox[0].arrival_ns <= boundary_ns:
                 self._arrive(boundary_ns)
-            elif boundary_ns < now_ns:
-                self._launch()
-            else:
+            elif boundary_ns >= now_ns:
                 return
+            elif (
+                self._coasts
+                and self.decoding_count
+                and not self.waiting
+                and not self.prefilling
+                and not self.offers
+                and not self._behind
+                and self._cohort_ns == boundary_ns
+                and not self._asking
+            ):
+                self._coast(now_ns)
+            else:
+                self._launch()
+
+    def _coast(self, now_ns: int) -> None:
+        """Nothing waits and nothing is being prefilled: from finish to finish until something comes or now is reached.
+
+        The same steps as ``_launch`` and ``_apply`` would take, in one loop that keeps its counters in locals: this is where a
+        simulation spends its time. What is rare (a sample is due, blocks run short, the end lies beyond now) is left
+        to them.
+        """
+        inbox = self.inbox
+        kv = self.kv
+        growth_blocks, release = kv.growth_blocks, kv.release
+        steps_s = self._steps_s
+        finishing = self._finishing
+        running_now = self.running_now
+        starts, sizes = self._gap_starts, self._gap_sizes
+        finish_column, max_gap_column = self._finish_column, self._max_gap_column
+        gaps = self._gaps
+        values, runs = gaps.values, gaps.runs
+        simulation = self._simulation
+        sample_ns = self._samples.next_ns
+        shape = self._decode_shape
+        start = self.boundary_ns
+        decodes = self.decoding_count
+        context = self._context
+        squares = self._squares
+        step = self.decode_step
+        duration = self._duration
+        leap = self._leap
+        while True:
+            arrival_ns = inbox[0].arrival_ns if inbox else FOREVER
+            finish, admission, request = finishing[0]
+            if request.finish_step != finish or request.admission != admission or request.state != DECODING:
+                heappop(finishing)
+                continue
+            steps = finish - step
+            if steps > leap:
+                steps = leap
+            if duration and arrival_ns < FOREVER:
+                # Not many more than there is time for: what is computed beyond the arrival is thrown away.
+                until_arrival = (arrival_ns - start) // duration + 2
+                if steps > until_arrival:
+                    steps = until_arrival
+            growth = growth_blocks(step, steps)
+            if growth > kv.free_blocks:
+                break
+            shape.decode_requests = shape.sampled_requests = decodes
+            shape.decode_context_tokens = context
+            shape.decode_context_squares = squares
+            seconds = steps_s(shape, steps)
+            if type(seconds) is list:
+                durations = [round(s * 1e9) for s in seconds]
+                end = start + sum(durations)
+                if arrival_ns < end:
+                    steps = bisect_left(list(accumulate(durations)), arrival_ns - start) + 1
+                    if steps < len(durations):
+                        del durations[steps:]
+                        end = start + sum(durations)
+                        growth = growth_blocks(step, steps)
+                duration = durations[-1]
+                largest = max(durations)
+            else:
+                rounded = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
+                ends = rounded.cumsum()
+                end = start + int(ends[-1])
+                if arrival_ns < end:
+                    steps = int(ends.searchsorted(arrival_ns - start)) + 1
+                    if steps < len(rounded):
+                        rounded = rounded[:steps]
+                        end = start + int(ends[steps - 1])
+                        growth = growth_blocks(step, steps)
+                duration = int(rounded[-1])
+                largest = int(rounded.max())
+            if end > now_ns or sample_ns < end or largest >= LONGEST_PACKED_NS:
+                break
+            if steps == leap < _LONGEST_LEAP:
+                leap = steps * 2
+            # Applied.
+            kv.free_blocks = free = kv.free_blocks - growth
+            if self.total_blocks - free > self.peak_used_blocks:
+                self.peak_used_blocks = self.total_blocks - free
+            tokens = decodes * steps
+            squares += steps * (2 * context + tokens)
+            context += tokens
+            step += steps
+            if type(seconds) is list:
+                values += durations
+                runs += (decodes, steps)
+            else:
+                gaps.add(rounded, decodes)
+            while sizes and sizes[-1] <= largest:
+                sizes.pop()
+                starts.pop()
+            sizes.append(largest)
+            starts.append(start)
+            if end < self._second_end_ns:
+                self._second_tokens += tokens
+            else:
+                ends_list = (
+                    [e + start for e in accumulate(durations)] if type(seconds) is list else ends[:steps] + start
+                )
+                self._count_seconds(ends_list, steps, end, decodes, 0)
+            self.steps += steps
+            self.stretches += 1
+            start = end
+            while finishing and finishing[0][0] <= step:
+                finish, admission, request = heappop(finishing)
+                if request.finish_step != finish or request.admission != admission or request.state != DECODING:
+                    continue
+                request_context = request.prompt_tokens + request.output_tokens - 1
+                decodes -= 1
+                context -= request_context
+                squares -= request_context * request_context
+                release(request, request_context)
+                del running_now[request]
+                gap = bisect_left(starts, request.gap_from_ns)
+                largest = request.max_gap_ns
+                if gap < len(sizes) and sizes[gap] > largest:
+                    largest = sizes[gap]
+                request.state = ENDED
+                finish_column[request.id] = end
+                max_gap_column[request.id] = largest
+                if request.watched:
+                    self._save_coast(start, decodes, context, squares, step, duration, leap)
+                    simulation.ended(request, end)
+            if not decodes or arrival_ns <= start or start >= now_ns:
+                break
+        self._save_coast(start, decodes, context, squares, step, duration, leap)
+        if len(values) >= PACK_AT:
+            gaps.pack()
+        if not decodes:
+            starts.clear()
+            sizes.clear()
+            self.due_ns = FOREVER
+        elif start < now_ns and arrival_ns > start:
+            self._launch()
+
+    def _save_coast(
+        self, boundary_ns: int, decodes: int, context: int, squares: int, step: int, duration: int, leap: int
+    ) -> None:
+        self.boundary_ns = self._cohort_ns = boundary_ns
+        self.due_ns = boundary_ns + 1
+        self.decoding_count = decodes
+        self._context = context
+        self._squares = squares
+        self.decode_step = step
+        self._duration = duration
+        self._leap = leap
 
     def plan_at(self, now_ns: int) -> None:
         """Let happen everything up to and including the plan at ``now_ns``."""
@@ -665,7 +825,7 @@ class Replica:
         if end < self._second_end_ns:
             self._second_tokens += tokens + sampled
         else:
-            self._count_seconds(decodes, sampled)
+            self._count_seconds(self.ends_ns, steps, end, decodes, sampled)
         self.stretch_steps = 0
         self.steps += steps
         self.stretches += 1
@@ -855,13 +1015,14 @@ class Replica:
 
     # ---- records
 
-    def _count_seconds(self, decodes: int, sampled: int) -> None:
+    def _count_seconds(
+        self, ends: list[int] | NDArray[np.int64], steps: int, end: int, decodes: int, sampled: int
+    ) -> None:
         """Tokens of a stretch that ends in a new second: book each step's in the second in which it ended."""
         counter = self._recorder.tokens_by_second
         if self._second_tokens:
             counter[self._second_end_ns // SECOND - 1] += self._second_tokens
-        ends, steps = self.ends_ns, self.stretch_steps
-        last = self.stretch_end_ns // SECOND
+        last = end // SECOND
         done = 0
         while (second := int(ends[done]) // SECOND) < last:
             upto = bisect_left(ends, (second + 1) * SECOND, done, steps)
