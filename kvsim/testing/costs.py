@@ -37,10 +37,10 @@ def looks(cost: CostModel) -> Iterator[Look]:
                 return f"{world.name}, leaping and stepping: {difference}"
         return None
 
-    yield "runs", runs
     yield "a step takes seconds above 0", positive
     yield "steps_s is step_s, bit for bit", lambda: _stretches(_step_cost(cost))
     yield "the same shape costs the same, whatever was asked before, and is left as it was", lambda: _pure(cost)
+    yield "runs", runs
     yield "leaping and stepping agree in ns", leaps
 
 

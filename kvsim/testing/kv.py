@@ -36,12 +36,12 @@ def looks(kv: KVManager) -> Iterator[Look]:
                 return f"{world.name}, leaping and stepping: {difference}"
         return None
 
-    yield "runs", runs
     yield "lookup and every other question change nothing", lambda: _first(_question, kv)
     yield "allocate says yes or no, never half, as can_admit foretells", lambda: _first(_allocation, kv)
     yield "free + held = total, and what was taken comes back", lambda: _first(_conservation, kv)
     yield "growth over many steps is the sum over steps and requests", lambda: _first(_growth, kv)
     yield "stored and attended are tokens from 0 to the context", lambda: _retention(kv)
+    yield "runs", runs
     yield "laws hold: blocks, tokens and times add up", laws
     yield "leaping and stepping agree in ns", leaps
 
@@ -86,9 +86,10 @@ class _Ledger:
             self.context[request] += steps
 
     def drop(self, request: Request) -> None:
-        """The request ends."""
+        """The request ends (released as it decodes), or is preempted (leaves the decodes first)."""
         context = self.context.pop(request)
-        self.pool.leave(request, context)
+        if self.rng.integers(2):
+            self.pool.leave(request, context)
         self.pool.release(request, context)
 
     def blocks_of(self, tokens: int) -> int:

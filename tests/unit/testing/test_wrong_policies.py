@@ -271,6 +271,16 @@ class RoundingPool(LeakyPool):
 
 
 @dataclass(frozen=True)
+class HauntedPool(LeakyPool):
+    """A request that is released goes on growing."""
+
+    class Pool(PagedPool):  # type: ignore[assignment]
+        def release(self, request: Request, context_tokens: int) -> None:
+            request.phase = -1
+            super().release(request, context_tokens)
+
+
+@dataclass(frozen=True)
 class Hoarding(Paged):
     def stored(self, context_tokens: int) -> int:
         return context_tokens + 1
@@ -290,6 +300,7 @@ class RefusingPool(LeakyPool):
         (CuriousPool(), "lookup and every other question", "lookup moved free blocks"),
         (HalfPool(), "allocate says yes or no", "allocate said False"),
         (LeakyPool(), "free + held = total", "free + "),
+        (HauntedPool(), "free + held = total", "free + "),
         (RoundingPool(), "growth over many steps", "one step after the other"),
         (ShortsightedPool(), "growth over many steps", "steps_until_short says"),
         (Hoarding(), "stored and attended", "stored(0) is 1"),
