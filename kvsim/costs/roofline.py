@@ -117,7 +117,10 @@ class RooflineStep:
         """Seconds of one step."""
         tokens = shape.prefill_tokens
         decodes = shape.decode_requests
-        step_s = self._linear_and_head_s(tokens + decodes, shape.sampled_requests)
+        try:
+            step_s = self._linear_s[tokens + decodes] + self._head_s[shape.sampled_requests]
+        except KeyError:
+            step_s = self._linear_and_head_s(tokens + decodes, shape.sampled_requests)
         if tokens:
             flop_s = (2 * shape.prefill_chunk_contexts + shape.prefill_chunk_squares) * self._prefill_flop_s
             byte_s = shape.prefill_context_tokens * self._prefill_byte_s + tokens * self._prefill_token_s
@@ -131,17 +134,18 @@ class RooflineStep:
     def steps_s(self, shape: BatchShape, steps: int) -> Sequence[float] | NDArray[np.float64]:
         """Seconds of each of ``steps`` decode steps, (steps,): every decode gains a token of context per step."""
         decodes = shape.decode_requests
-        fixed_s = self._linear_and_head_s(decodes, shape.sampled_requests)
+        try:
+            fixed_s = self._linear_s[decodes] + self._head_s[shape.sampled_requests]
+        except KeyError:
+            fixed_s = self._linear_and_head_s(decodes, shape.sampled_requests)
         fixed_s += self._decode_fixed_s + decodes * self._decode_request_s
         return linear_stretch(fixed_s, self._decode_context_s, shape, steps)
 
     def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
-        try:
-            return self._linear_s[tokens] + self._head_s[sampled]
-        except KeyError:
-            self._linear_s[tokens] = self._operators.linear_s(tokens)
-            self._head_s[sampled] = self._operators.head_s(sampled) if sampled else 0.0
-            return self._linear_s[tokens] + self._head_s[sampled]
+        """A pair of counts met for the first time."""
+        self._linear_s[tokens] = self._operators.linear_s(tokens)
+        self._head_s[sampled] = self._operators.head_s(sampled) if sampled else 0.0
+        return self._linear_s[tokens] + self._head_s[sampled]
 
 
 class _Operators:

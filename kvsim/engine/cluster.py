@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from simpy.events import Event
 
 from kvsim.core.cluster import Cluster, Pool, RunOptions
-from kvsim.core.request import ENDED, OFFERED, SENDING, WAITING, Request
+from kvsim.core.request import ENDED, OFFERED, SENDING, Request
 from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
 from kvsim.core.trace import Trace
 from kvsim.engine.clock import ARRIVALS, ENDS, FOREVER, PLANS, Clock
@@ -86,6 +86,8 @@ class Simulation:
         self._recorder = Recorder(trace)
         self.now_ns = 0
         self._build_pools()
+        self._replica_column = self._recorder.columns.replica_prefill
+        self._max_model_len = cluster.max_model_len
         self._only_replica = self.replicas[0] if len(self.replicas) == 1 else None
         self._sure_to_fit = self._tokens_sure_to_fit()
         self._link = SharedLink(cluster.link, self._clock, self._flow_ended) if cluster.link else None
@@ -187,12 +189,10 @@ class Simulation:
                 self._handle_round(now)
             elif self._static_ns == now:
                 while self._static_ns == now:  # in order of id as they stand; what they create comes in a later round
-                    row = self._rows[self._rows_at]
-                    self._advance_rows()
                     if self._dynamic:
-                        self._ready_to_send(row, now)
+                        self._ready_to_send(self._next_row(), now)
                     else:
-                        self._send(row, now)
+                        self._send(self._next_row(), now)
             else:
                 break
         self._handling = False
@@ -206,14 +206,13 @@ class Simulation:
             _, request_id, kind, request = heappop(heap)
             due.append((request_id, kind, request, None))
         while self._static_ns == now:
-            row = self._rows[self._rows_at]
+            row = self._next_row()
             due.append((row[0], SEND, None, row))
-            self._advance_rows()
         due.sort(key=lambda entry: entry[:2])
         for request_id, kind, request, row in due:
             if kind == SEND:
                 self._ready_to_send(row or self._row(request_id), now)
-            elif request is None or request.state == ENDED and kind != DELIVER:
+            elif request is None or (request.state == ENDED and kind != DELIVER):
                 continue
             elif kind == OFFER:
                 self._offered(request, now)
@@ -226,31 +225,33 @@ class Simulation:
         trace = self._trace
         return i, int(trace.arrival_ns[i]), int(trace.prompt_tokens[i]), int(trace.output_tokens[i])
 
-    def _advance_rows(self) -> None:
-        self._rows_at += 1
-        if self._rows_at == len(self._rows):
-            self._read_ahead()
-        else:
-            self._static_ns = self._rows[self._rows_at][1]
-
     def _read_ahead(self) -> None:
         """Take the next rows out of their columns in one go: elements one by one cost ten times as much."""
-        rows = self._first_turns[self._read_rows : self._read_rows + _READ_AHEAD]
+        first, last = self._read_rows, self._read_rows + _READ_AHEAD
+        rows = self._first_turns[first:last]
         self._read_rows += len(rows)
         trace = self._trace
-        self._rows = list(
-            zip(
-                rows.tolist(),
-                trace.arrival_ns[rows].tolist(),
-                trace.prompt_tokens[rows].tolist(),
-                trace.output_tokens[rows].tolist(),
-                strict=True,
-            )
-        )
+        if self._next_turn is None:
+            columns = trace.arrival_ns[first:last], trace.prompt_tokens[first:last], trace.output_tokens[first:last]
+        else:
+            columns = trace.arrival_ns[rows], trace.prompt_tokens[rows], trace.output_tokens[rows]
+        self._rows = list(zip(rows.tolist(), *(column.tolist() for column in columns), strict=True))
         self._rows_at = 0
         self._static_ns = self._rows[0][1] if self._rows else FOREVER
         if self._options.progress:
             self._options.progress(self._sent)
+
+    def _next_row(self) -> tuple[int, int, int, int]:
+        """The next row of the trace that is due; ``_static_ns`` moves on."""
+        rows = self._rows
+        at = self._rows_at
+        row = rows[at]
+        self._rows_at = at = at + 1
+        if at == len(rows):
+            self._read_ahead()
+        else:
+            self._static_ns = rows[at][1]
+        return row
 
     # ---- sending
 
@@ -273,13 +274,12 @@ class Simulation:
     def _send(self, row: tuple[int, int, int, int], now: int) -> None:
         i, _, prompt_tokens, output_tokens = row
         self._sent += 1
-        columns = self._recorder.columns
-        longest = self._cluster.max_model_len - prompt_tokens
+        longest = self._max_model_len - prompt_tokens
         if longest < output_tokens:
             if longest <= 0:
                 self._reject(i, _PROMPT_TOO_LONG, now)
                 return
-            columns.output_tokens[i] = output_tokens = longest
+            self._recorder.columns.output_tokens[i] = output_tokens = longest
             self._clipped += 1
         if prompt_tokens + output_tokens > self._sure_to_fit and not self._fits(prompt_tokens, output_tokens):
             self._reject(i, _POOL_TOO_SMALL, now)
@@ -288,7 +288,7 @@ class Simulation:
         if self._dynamic:
             request.watched = self._options.max_concurrency is not None or self._has_next_turn(i)
         replica = self._only_replica or self._pools[0].route(request, now)
-        columns.replica_prefill[i] = replica.id
+        self._replica_column[i] = replica.id
         request.replica = replica
         replica.enqueue(request, now)
         if replica.eager:
@@ -504,7 +504,7 @@ class Simulation:
         )
         for replica in replicas:
             replica.close(end_ns)
-        for request, handoff in self._handoffs.items():
+        for request in self._handoffs:
             columns["generated_tokens"][request.id] = 1
         if len(self._pools) == 1:
             columns["replica_decode"] = columns["replica_prefill"]

@@ -93,7 +93,7 @@ class Plan:
     ) -> bool:
         replica = self._replica
         waiting = replica.waiting
-        if not waiting or waiting[0] is not request:
+        if request.state != WAITING or waiting[0] is not request:
             raise ValueError(f"only the head of the waiting queue can be admitted, not {request!r}")
         context = request.computed_tokens
         left = request.target_tokens - context
@@ -112,7 +112,18 @@ class Plan:
                 self.refused.append((request.id, "w"))
             return False
         replica.start_running(request, left)
-        self._book(request, context, tokens)
+        if context or request.generated_tokens:
+            self._book(request, context, tokens)
+            return True
+        # A fresh prompt: the common case of ``_book``, without the context that it does not have.
+        self.chunks.append((request, 0, tokens))
+        self.budget_tokens -= tokens
+        shape = self.shape
+        shape.prefill_requests += 1
+        shape.prefill_tokens += tokens
+        shape.prefill_chunk_squares += tokens * tokens
+        if tokens == left:
+            shape.sampled_requests += 1
         return True
 
     def prefill(self, request: Request, max_tokens: int | None = None) -> int:
@@ -267,12 +278,11 @@ class Plan:
 
     def _unbook(self, request: Request) -> None:
         """Undo this request's chunk, if it has one: its tokens return to the budget. Its blocks go with all it holds."""
-        for i, (booked, context, tokens) in enumerate(self.chunks):
-            if booked is request:
-                break
-        else:
+        chunk = next((chunk for chunk in self.chunks if chunk[0] is request), None)
+        if chunk is None:
             return
-        del self.chunks[i]
+        self.chunks.remove(chunk)
+        _, context, tokens = chunk
         self.budget_tokens += tokens
         shape = self.shape
         left = request.target_tokens - context

@@ -27,7 +27,7 @@ class GapHistogram:
     __slots__ = ("_chunks", "_gap_ns", "_merged", "_pending", "_rare", "runs", "values")
 
     def __init__(self) -> None:
-        self.values: list[int] = []  # gaps of short stretches, in order
+        self.values: list[float] = []  # gaps of short stretches, in order (whole ns)
         self.runs: list[int] = []  # their weights: requests, steps, requests, steps, ...
         self._chunks: list[NDArray[np.int64]] = []  # packed gap << bits | requests
         self._pending = 0
@@ -60,9 +60,10 @@ class GapHistogram:
         self._rare[gap_ns] += requests
 
     def pack(self) -> None:
-        runs = np.array(self.runs, np.int64)
+        runs = np.frombuffer(array("q", self.runs), np.int64)
         weights = np.repeat(runs[0::2], runs[1::2])
-        self._keep((np.array(self.values, np.int64) << _WEIGHT_BITS) + weights)
+        values = np.frombuffer(array("d", self.values)).astype(np.int64)  # whole numbers below 2^53
+        self._keep((values << _WEIGHT_BITS) + weights)
         self.values.clear()
         self.runs.clear()
 
