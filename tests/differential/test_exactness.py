@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def traffic(
     )
 
 
-def split(link: tuple[int, float], prefill: PoolSpec, decode: PoolSpec, trace: Trace, **options: object) -> World:
+def split(link: tuple[int, float], prefill: PoolSpec, decode: PoolSpec, trace: Trace, **options: Any) -> World:
     prefill = replace(prefill, role="prefill", kv_bytes_per_token=1000)
     return world(trace, prefill, replace(decode, role="decode"), link=link, **options)
 
@@ -108,6 +109,11 @@ CONFIGURATIONS = {
     ),
     "impatient clients": world(traffic(300, 20, output=(10, 200)), TIGHT, client_timeout_ns=300_000_000),
     "horizon": world(traffic(300, 21, output=(10, 200)), TIGHT, horizon_ns=800_000_000),
+    "horizon on the end of a step": world(
+        traffic(100, 28, per_s=60, prompt=(1, 100), output=(50, 200)),
+        replica(cost=ROUND, block_size=1, replicas=3),
+        horizon_ns=1_000_000_000,
+    ),
     "outputs cut and prompts refused": world(
         traffic(200, 22, prompt=(1, 1500), output=(1, 400)), replica(kv_blocks=40), max_model_len=700
     ),
@@ -120,6 +126,9 @@ CONFIGURATIONS = {
         replace(ROOMY, replicas=2, kv_blocks=300, router="least_tokens"),
         replace(TIGHT, replicas=2, router="least_tokens"),
         traffic(200, 25, output=(1, 120)),
+    ),
+    "handoff cut by a horizon": split(
+        (5_000_000, 0.2), ROOMY, replace(ROOMY, kv_blocks=200), traffic(200, 29), horizon_ns=900_000_000
     ),
     "handoff of ties at no latency": split(
         (10_000_000, 0.0), replica(kv_blocks=200), replica(kv_blocks=60, replicas=2), traffic(200, 26, burst=20)

@@ -1,7 +1,7 @@
 """The engine against vLLM's own scheduler: 18 recordings, per request in both modes, per step in one."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -13,7 +13,7 @@ from kvsim.kv.paged import Paged
 from kvsim.routers.round_robin import RoundRobin
 from kvsim.schedulers.chunked_prefill import ChunkedPrefill
 from tests.differential.recordings import FCFS_CASES, Recording, load
-from tests.worlds import GPU, MODEL
+from tests.worlds import GPU, MODEL, Mode
 
 
 def play(recording: Recording, **options: Any) -> RunLog:
@@ -39,7 +39,7 @@ def play(recording: Recording, **options: Any) -> RunLog:
 
 @pytest.mark.parametrize("mode", ["leap", "step"])
 @pytest.mark.parametrize("case", FCFS_CASES)
-def test_every_request_ends_as_in_vllm(shared_data: Path, case: str, mode: Literal["leap", "step"]) -> None:
+def test_every_request_ends_as_in_vllm(shared_data: Path, case: str, mode: Mode) -> None:
     recording = load(shared_data / "vllm_decisions", case)
     log = play(recording, mode=mode, check_laws=True)
 

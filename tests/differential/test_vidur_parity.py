@@ -1,7 +1,6 @@
 """Parity with a peer: Vidur's rules and Vidur's step times give Vidur's latencies, request by request."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,11 +12,11 @@ from kvsim.engine import simulate
 from kvsim.kv.paged import Paged
 from kvsim.routers.round_robin import RoundRobin
 from tests.plugins.vidur import Vidur
-from tests.worlds import GPU, MODEL
+from tests.worlds import GPU, MODEL, Mode
 
 
 @pytest.mark.parametrize("mode", ["leap", "step"])
-def test_latencies_of_vidur_within_a_microsecond(shared_data: Path, mode: Literal["leap", "step"]) -> None:
+def test_latencies_of_vidur_within_a_microsecond(shared_data: Path, mode: Mode) -> None:
     peer = shared_data / "peer_runs"
     w1 = np.genfromtxt(peer / "w1.csv", delimiter=",", names=True)
     theirs = np.genfromtxt(peer / "vidur_w1_requests.csv", delimiter=",", names=True)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from kvsim.core.runlog import FINISHED, NEVER, REJECTED, STATUS_NAMES, RunLog
 from kvsim.metrics.laws import broken_laws
-from tests.worlds import World, assert_equal_logs, replica, requests, world, worlds
+from tests.worlds import Mode, World, assert_equal_logs, replica, requests, world, worlds
 
-MODES = st.sampled_from(["leap", "step"])
+MODES: st.SearchStrategy[Mode] = st.sampled_from(["leap", "step"])
 a_hundred_worlds = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -18,14 +18,14 @@ a_hundred_worlds = settings(
 
 @a_hundred_worlds
 @given(worlds(), MODES)
-def test_no_log_breaks_a_law(random_world: World, mode: str) -> None:
+def test_no_log_breaks_a_law(random_world: World, mode: Mode) -> None:
     """``check_laws`` recounts blocks and contexts request by request at every step; ``broken_laws`` reads the log."""
     assert broken_laws(random_world.simulate(mode, check_laws=True)) == []
 
 
 @a_hundred_worlds
 @given(worlds(), MODES)
-def test_every_request_ends_once(random_world: World, mode: str) -> None:
+def test_every_request_ends_once(random_world: World, mode: Mode) -> None:
     log = random_world.simulate(mode)
     sent = log.arrival_ns != NEVER
     finished = log.status == FINISHED
@@ -41,7 +41,7 @@ def test_every_request_ends_once(random_world: World, mode: str) -> None:
 
 @a_hundred_worlds
 @given(worlds(), MODES)
-def test_time_never_goes_back(random_world: World, mode: str) -> None:
+def test_time_never_goes_back(random_world: World, mode: Mode) -> None:
     """Arrival <= first scheduled < first token <= finish, and all within the run: so TTFT <= E2E."""
     log = random_world.simulate(mode)
     for earlier, later in (
@@ -59,7 +59,7 @@ def test_time_never_goes_back(random_world: World, mode: str) -> None:
 
 @a_hundred_worlds
 @given(worlds(), MODES)
-def test_every_token_is_counted_once(random_world: World, mode: str) -> None:
+def test_every_token_is_counted_once(random_world: World, mode: Mode) -> None:
     log = random_world.simulate(mode)
     assert sum(log.tokens_by_second.values()) == log.generated_tokens.sum()
     assert log.gaps.count.sum() == np.maximum(log.generated_tokens - 1, 0).sum()
@@ -70,7 +70,7 @@ def test_every_token_is_counted_once(random_world: World, mode: str) -> None:
 
 @a_hundred_worlds
 @given(worlds(handoff=True), MODES)
-def test_the_link_never_carries_more_than_its_bandwidth(random_world: World, mode: str) -> None:
+def test_the_link_never_carries_more_than_its_bandwidth(random_world: World, mode: Mode) -> None:
     """In no interval do the transfers that lie within it have more bytes than the link can carry in that time."""
     log = random_world.simulate(mode)
     assert random_world.options.link is not None
@@ -84,7 +84,7 @@ def test_the_link_never_carries_more_than_its_bandwidth(random_world: World, mod
 
 @a_hundred_worlds
 @given(worlds(), MODES, st.integers(1, 10**12))
-def test_shifting_all_arrivals_shifts_all_results(random_world: World, mode: str, shift_ns: int) -> None:
+def test_shifting_all_arrivals_shifts_all_results(random_world: World, mode: Mode, shift_ns: int) -> None:
     horizon_ns = random_world.options.horizon_ns
     shifted_world = dataclasses.replace(
         random_world,
@@ -115,7 +115,7 @@ def test_shifting_all_arrivals_shifts_all_results(random_world: World, mode: str
 
 @a_hundred_worlds
 @given(worlds(), MODES)
-def test_the_same_seed_gives_the_same_log(random_world: World, mode: str) -> None:
+def test_the_same_seed_gives_the_same_log(random_world: World, mode: Mode) -> None:
     assert_equal_logs(random_world.simulate(mode), random_world.simulate(mode), but=())
 
 
@@ -125,6 +125,6 @@ def test_another_seed_gives_another_log() -> None:
     def routed(seed: int) -> list[int]:
         rows = [(0.001 * i, 10, 2) for i in range(40)]
         log: RunLog = world(requests(*rows), replica(replicas=4, router="random"), seed=seed).simulate()
-        return log.replica_prefill.tolist()
+        return [int(k) for k in log.replica_prefill]
 
     assert routed(0) == routed(0) != routed(1)
