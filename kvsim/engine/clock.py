@@ -1,6 +1,6 @@
 """SimPy as the clock, and the one place that settles what happens first at equal times."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import simpy
@@ -39,7 +39,7 @@ class Clock:
         time_ns: int,
         phase: int,
         identity: int,
-        calls: list[Callable[[Event], None]],
+        calls: Sequence[Callable[[Event], None]],
         value: object = None,
         reuse: Event | None = None,
     ) -> Event | None:
@@ -51,15 +51,16 @@ class Clock:
         if time_ns > self._horizon_ns:
             return reuse
         environment = self._environment
-        if reuse is None or reuse.callbacks is not None:
+        if reuse is not None and reuse.processed:
+            event = reuse
+        else:
             event = Event(environment)
             event._ok = True
-        else:
-            event = reuse
         event._value = value
-        event.callbacks = calls
+        event.callbacks = calls  # type: ignore[assignment]  # SimPy iterates over it and drops it
         self.events += 1
-        self._schedule(event, phase * _IDENTITIES + identity, time_ns - environment._now)
+        # Any integer is a priority to SimPy, whatever its type hints say.
+        self._schedule(event, phase * _IDENTITIES + identity, time_ns - environment._now)  # type: ignore[arg-type]
         return event
 
     def run(self) -> None:

@@ -201,7 +201,7 @@ class Simulation:
     def _handle_round(self, now: int) -> None:
         """Everything due now, by request id; what it creates for now comes in a later round."""
         heap = self._heap
-        due = []
+        due: list[tuple[int, int, Request | None, tuple[int, int, int, int] | None]] = []
         while heap and heap[0][0] == now:
             _, request_id, kind, request = heappop(heap)
             due.append((request_id, kind, request, None))
@@ -209,9 +209,9 @@ class Simulation:
             row = self._next_row()
             due.append((row[0], SEND, None, row))
         due.sort(key=lambda entry: entry[:2])
-        for request_id, kind, request, row in due:
+        for request_id, kind, request, static_row in due:
             if kind == SEND:
-                self._ready_to_send(row or self._row(request_id), now)
+                self._ready_to_send(static_row or self._row(request_id), now)
             elif request is None or (request.state == ENDED and kind != DELIVER):
                 continue
             elif kind == OFFER:

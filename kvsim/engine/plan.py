@@ -40,6 +40,8 @@ class Plan:
     def __init__(self, replica: Replica, max_tokens: int) -> None:
         self._replica = replica
         self._max_tokens = max_tokens
+        self.growth = 0
+        self.short = False
         self.shape = BatchShape()
         self.chunks: list[tuple[Request, int, int]] = []
         self.refused: list[tuple[int, str]] | None = None

@@ -328,14 +328,14 @@ class Replica:
                 steps = leap
             if duration and arrival_ns < FOREVER:
                 # Not many more than there is time for: what is computed beyond the arrival is thrown away.
-                until_arrival = int((arrival_ns - start) // duration) + 2
+                until_arrival = (arrival_ns - start) // duration + 2
                 if steps > until_arrival:
                     steps = until_arrival
             shape.decode_requests = shape.sampled_requests = decodes
             shape.decode_context_tokens = context
             shape.decode_context_squares = squares
             seconds = steps_s(shape, steps)
-            if type(seconds) is list:
+            if isinstance(seconds, list):
                 durations = [s * 1e9 + ROUND - ROUND for s in seconds]
                 end = start + int(sum(durations))
                 if arrival_ns < end:
@@ -344,14 +344,17 @@ class Replica:
                         del durations[steps:]
                         end = start + int(sum(durations))
                 largest = int(max(durations))
+                duration = int(durations[-1])
+                many = None
             else:
-                durations = np.rint(np.asarray(seconds) * 1e9)
-                if arrival_ns < start + int(durations.sum()):
-                    steps = int(durations.cumsum().searchsorted(arrival_ns - start)) + 1
-                    durations = durations[:steps]
-                end = start + int(durations.sum())
-                largest = int(durations.max())
-            duration = durations[-1]
+                many = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
+                ends = many.cumsum()
+                if arrival_ns < start + int(ends[-1]):
+                    steps = int(ends.searchsorted(arrival_ns - start)) + 1
+                    many = many[:steps]
+                end = start + int(ends[steps - 1])
+                largest = int(many.max())
+                duration = int(many[-1])
             free = kv.free_blocks - growth_blocks(step, steps)
             if free < 0 or largest >= LONGEST_PACKED_NS:
                 break
@@ -361,7 +364,7 @@ class Replica:
                 self._save_coast(start, decodes, context, squares, step, duration, leap)
                 self._decodes = decodes
                 self._shape = shape
-                self._durations = [int(d) for d in durations] if type(seconds) is list else durations.astype(np.int64)
+                self._durations = [int(d) for d in durations] if many is None else many
                 self._ends = None
                 self.stretch_start_ns = start
                 self.stretch_steps = steps
@@ -376,11 +379,11 @@ class Replica:
             squares += steps * (2 * context + tokens)
             context += tokens
             step += steps
-            if type(seconds) is list:
+            if many is None:
                 values += durations
                 runs += (decodes, steps)
             else:
-                gaps.add(durations.astype(np.int64), decodes)
+                gaps.add(many, decodes)
             while sizes and sizes[-1] <= largest:
                 sizes.pop()
                 starts.pop()
@@ -389,11 +392,10 @@ class Replica:
             if end < self._second_end_ns:
                 self._second_tokens += tokens
             else:
-                if type(seconds) is list:
-                    ends = [start + int(e) for e in accumulate(durations)]
+                if many is None:
+                    self._count_seconds([start + int(e) for e in accumulate(durations)], steps, end, decodes, 0)
                 else:
-                    ends = durations.cumsum().astype(np.int64) + start
-                self._count_seconds(ends, steps, end, decodes, 0)
+                    self._count_seconds(ends + start, steps, end, decodes, 0)
             self.steps += steps
             self.stretches += 1
             start = end
@@ -438,7 +440,7 @@ class Replica:
         self._context = context
         self._squares = squares
         self.decode_step = step
-        self._duration = int(duration)
+        self._duration = duration
         self._leap = leap
 
     def plan_at(self, now_ns: int) -> None:
@@ -632,20 +634,18 @@ class Replica:
             or self._asking
             or ((self.waiting or self.prefilling) and (self._changed or not self._leaps))
         ):  # fmt: skip
-            plan = self._consult(start)
-            chunks = plan.chunks
+            plan: Plan | None = self._consult(start)
             decodes = self._decodes
             free = kv.free_blocks
         else:
             plan = None
-            chunks = None
             self._changed = False
             self._decodes = decodes = self.decoding_count
             kv.free_blocks = free
         if self.total_blocks - free > self.peak_used_blocks:
             self.peak_used_blocks = self.total_blocks - free
-        if chunks:
-            self._chunks = chunks
+        if plan and plan.chunks:
+            self._chunks = plan.chunks
             self._shape = shape = plan.shape
             if decodes:
                 shape.decode_context_tokens += self._context
@@ -811,7 +811,7 @@ class Replica:
                 else:
                     if len(durations) != steps:
                         durations = durations[:steps]
-                    largest = max(durations) if type(durations) is list else int(durations.max())
+                    largest = max(durations) if isinstance(durations, list) else int(durations.max())
                     self._gaps.add(durations, decodes)
                 sizes = self._gap_sizes
                 while sizes and sizes[-1] <= largest:
