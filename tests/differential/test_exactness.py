@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from kvsim.core.trace import Trace
 from tests.reference import Outcome, PoolSpec
-from tests.worlds import ODD, ROUND, World, assert_equal_logs, assert_same, replica, world, worlds
+from tests.worlds import ODD, ROUND, World, assert_equal_logs, assert_same, replica, requests, world, worlds
 
 
 def traffic(
@@ -110,9 +110,7 @@ CONFIGURATIONS = {
     "impatient clients": world(traffic(300, 20, output=(10, 200)), TIGHT, client_timeout_ns=300_000_000),
     "horizon": world(traffic(300, 21, output=(10, 200)), TIGHT, horizon_ns=800_000_000),
     "horizon on the end of a step": world(
-        traffic(100, 28, per_s=60, prompt=(1, 100), output=(50, 200)),
-        replica(cost=ROUND, block_size=1, replicas=3),
-        horizon_ns=1_000_000_000,
+        requests((0.0, 9, 50)), replica(cost=ROUND, block_size=1), horizon_ns=7_400_000
     ),
     "outputs cut and prompts refused": world(
         traffic(200, 22, prompt=(1, 1500), output=(1, 400)), replica(kv_blocks=40), max_model_len=700
