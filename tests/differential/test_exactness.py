@@ -168,7 +168,7 @@ def test_the_configurations_are_hard() -> None:
     assert max(len(outcome.steps) for outcome in outcomes) == 4
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_random_worlds_agree(random_world: World) -> None:
     outcome = random_world.reference()
