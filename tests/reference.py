@@ -13,7 +13,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -128,7 +128,8 @@ class Replica:
         self.incoming: list[Request] = []  # their KV is on its way here
         self.held: dict[int, int] = {}  # request id -> blocks
         self.free_blocks = pool.kv_blocks
-        self.peak_used_blocks = 0
+        self.peak_used_blocks = 0  # held for a time
+        self.peak_in_passing = 0  # also within a moment, before something else gave blocks back
         self.step: Step | None = None  # in flight
         self.step_end = 0
         self.touched = False  # something happened here since the last plan
@@ -150,6 +151,7 @@ class Replica:
         new = self.blocks_to_grow(request, tokens)
         self.free_blocks -= new
         self.held[request.id] = self.held.get(request.id, 0) + new
+        self.peak_in_passing = max(self.peak_in_passing, self.pool.kv_blocks - self.free_blocks)
 
     def release(self, request: Request) -> None:
         self.free_blocks += self.held.pop(request.id, 0)
@@ -339,10 +341,11 @@ class Outcome:
     transfers: list[tuple[int, int, int, int]]  # request, start, delivery, bytes; by (start, request)
     steps: tuple[int, ...]
     peak_used_blocks: tuple[int, ...]
+    peak_in_passing: tuple[int, ...]
     decisions: list[list[dict[str, Any]]]
     clipped: int
     stuck: bool
-    end: int = field(default=0)
+    end: int  # the last moment at which something happened, or the horizon
 
 
 class Reference:
@@ -358,6 +361,7 @@ class Reference:
         self.trace = trace
         self.options = options or Options()
         self.now = 0
+        self.last = 0  # when something happened last: a timeout that comes too late is nothing
         self.requests = [
             Request(i, int(trace.prompt_tokens[i]), int(trace.output_tokens[i])) for i in range(len(trace))
         ]
@@ -393,7 +397,7 @@ class Reference:
             self.check_blocks()
             self.plans()
             self.check_blocks()
-            for replica in self.replicas:  # what was held for a time, not in passing within one moment
+            for replica in self.replicas:
                 used = sum(replica.held.values())
                 replica.peak_used_blocks = max(replica.peak_used_blocks, used)
         unending = self.options.horizon_ns is None
@@ -410,10 +414,11 @@ class Reference:
             transfers=sorted(self.transfers, key=lambda row: (row[1], row[0])),
             steps=tuple(replica.steps for replica in self.replicas),
             peak_used_blocks=tuple(replica.peak_used_blocks for replica in self.replicas),
+            peak_in_passing=tuple(replica.peak_in_passing for replica in self.replicas),
             decisions=[replica.decisions for replica in self.replicas],
             clipped=self.clipped,
             stuck=stuck,
-            end=self.now,
+            end=self.last if self.options.horizon_ns is None else self.options.horizon_ns,
         )
 
     def next_time(self) -> int | None:
@@ -446,6 +451,7 @@ class Reference:
                 self.end_flow(flow)
 
     def end_step(self, replica: Replica, step: Step) -> None:
+        self.last = self.now
         replica.step = None
         replica.touched = True
         replica.steps += 1
@@ -522,6 +528,7 @@ class Reference:
     def end(self, request: Request, status: str, reason: str = "") -> None:
         """The request is over: its slot and its session's next turn follow."""
         assert request.finish is None, f"request {request.id} ended twice"
+        self.last = self.now
         request.finish = self.now
         request.status, request.reason = status, reason
         request.place = "ended"
@@ -537,6 +544,7 @@ class Reference:
             self.at(self.now + think, following, self.become_ready)
 
     def send(self, request: Request) -> None:
+        self.last = self.now
         request.arrival = self.now
         if request.prompt >= self.options.max_model_len:
             self.end(request, "rejected", "prompt_exceeds_max_model_len")
@@ -611,6 +619,7 @@ class Reference:
             request.place = "flowing"
 
     def deliver(self, request: Request, flow: Flow) -> None:
+        self.last = self.now
         self.transfers.append((request.id, flow.start, self.now, flow.bytes))
         target = flow.target
         target.incoming.remove(request)

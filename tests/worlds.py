@@ -201,11 +201,14 @@ def assert_same(log: RunLog, outcome: Outcome) -> None:
         ("tokens_by_second", log.tokens_by_second, dict(outcome.tokens_by_second)),
         ("transfers", list(zip(*(column.tolist() for column in rows), strict=True)), outcome.transfers),
         ("steps", log.steps, outcome.steps),
-        ("peak_used_blocks", log.peak_used_blocks, outcome.peak_used_blocks),
         ("clipped", log.clipped, outcome.clipped),
         ("stuck", log.diagnosis is not None, outcome.stuck),
+        ("end_ns", log.end_ns, outcome.end),
     ):
         assert actual_fact == expected_fact, f"{name}: engine {actual_fact}, reference {expected_fact}"
+    # Within one moment blocks may be taken before others are given back; whether that counts is left open.
+    peaks = list(zip(outcome.peak_used_blocks, log.peak_used_blocks, outcome.peak_in_passing, strict=True))
+    assert all(held <= logged <= passing for held, logged, passing in peaks), f"peaks (held, log, in passing): {peaks}"
 
 
 def assert_equal_logs(one: RunLog, other: RunLog, *, but: Sequence[str] = ("stretches", "events")) -> None:
@@ -280,12 +283,12 @@ def worlds(draw: st.DrawFn, handoff: bool | None = None) -> World:
     trace = draw(traces(sessions=closed_sessions or draw(st.booleans())))
     split = draw(st.booleans()) if handoff is None else handoff
     parts = [draw(pools("prefill", 2)), draw(pools("decode", 2))] if split else [draw(pools())]
-    # Without scheduler_reserve_full_isl a prompt whose blocks never come is admitted, outgrows the pool and is
-    # preempted for ever: a run without end. They never come if it is oversized, or if a stuck decode pool holds up
-    # the handoff.
-    guarded = all(part.scheduler_reserve_full_isl for part in parts)
-    if split and parts[1].scheduler == "prefill_first":
+    # Without scheduler_reserve_full_isl a prompt whose blocks do not come is admitted, outgrows the pool and is
+    # preempted, over and over: for ever if it is oversized or a stuck decode pool holds up the handoff, and for as
+    # long as a slow link takes.
+    if split:
         parts[0] = replace(parts[0], scheduler_reserve_full_isl=True)
+    guarded = all(part.scheduler_reserve_full_isl for part in parts)
     bytes_per_s = draw(st.sampled_from([3_000, 100_001, 10_000_000]))
     options = Options(
         max_model_len=draw(st.sampled_from([100, 8192, 8192])),
