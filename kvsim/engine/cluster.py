@@ -61,11 +61,12 @@ class _PoolState:
 class _Handoff:
     """A request between its two replicas. ``left`` stands for it in the prefill pool's books until the flow has ended."""
 
-    __slots__ = ("left", "source", "target")
+    __slots__ = ("flow", "left", "source", "target")
 
     def __init__(self, request: Request, source: Replica, target: Replica) -> None:
         self.source = source
         self.target = target
+        self.flow: Flow | None = None
         self.left = Request(request.id, request.arrival_ns, request.prompt_tokens, request.output_tokens)
         self.left.held_blocks = request.held_blocks
         request.held_blocks = 0
@@ -455,11 +456,14 @@ class Simulation:
         self._release_source(request, now)
         assert self._cluster.link is not None
         arrival_ns = now + round(self._cluster.link.latency_s * 1e9)
-        self._transfers.append((flow.start_ns, request.id, arrival_ns, flow.bytes))
+        self._handoffs[request].flow = flow
         self._push(arrival_ns, request.id, DELIVER, request)
 
     def _delivered(self, request: Request, now: int) -> None:
-        target = self._handoffs[request].target
+        handoff = self._handoffs[request]
+        target, flow = handoff.target, handoff.flow
+        assert flow is not None
+        self._transfers.append((flow.start_ns, request.id, now, flow.bytes))
         target.interrupt(now)
         del self._handoffs[request]
         target.waiting_tokens -= request.prompt_tokens + 1
@@ -498,10 +502,10 @@ class Simulation:
             columns["arrival_ns"][sent] = trace.arrival_ns[sent]
         elif self._client_queue:
             columns["arrival_ns"][[i for _, i in self._client_queue]] = NEVER
-        reached_ns = max([replica.boundary_ns for replica in replicas], default=0)
-        end_ns = (
-            self._options.horizon_ns if self._options.horizon_ns is not None else max(reached_ns, self._clock.now_ns)
-        )
+        end_ns = self._options.horizon_ns
+        if end_ns is None:  # the last thing that happened; a client's timer for a request long done is nothing
+            last = [replica.boundary_ns for replica in replicas] + [end for _, _, end, _ in self._transfers]
+            end_ns = max([*last, int(columns["finish_ns"].max(initial=0))])
         for replica in replicas:
             replica.close(end_ns)
         for request in self._handoffs:

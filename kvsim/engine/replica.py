@@ -60,7 +60,8 @@ class Replica:
         "_changed",
         "_check_laws",
         "_chunks",
-        "_coasts",
+        "_fast_columns",
+        "_runs_fast",
         "_cohort_ns",
         "_context",
         "_decode_shape",
@@ -144,11 +145,15 @@ class Replica:
         self._simulation = simulation
         self._recorder = recorder
         self._gaps = recorder.gaps
+        columns = recorder.columns
+        self._fast_columns = columns.finish_ns, columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens
         self._finish_column = recorder.columns.finish_ns
         self._max_gap_column = recorder.columns.max_gap_ns
         self._samples = samples
         self._leaps = leaps
-        self._coasts = leaps and not check_laws
+        self._runs_fast = (
+            leaps and not check_laws and not decisions and not samples.every_step and pool.role != "prefill"
+        )
         self.decisions = decisions
         self._check_laws = check_laws
         # requests
@@ -277,171 +282,251 @@ class Replica:
             elif boundary_ns >= now_ns:
                 return
             elif (
-                self._coasts
-                and self.decoding_count
-                and not self.waiting
-                and not self.prefilling
+                self._runs_fast
                 and not self.offers
-                and not self._behind
-                and self._cohort_ns == boundary_ns
                 and not self._asking
+                and not self._behind
+                and (self._cohort_ns == boundary_ns or not self.decoding_count)
             ):
-                self._coast(now_ns)
+                self._run(now_ns)
             else:
                 self._launch()
 
-    def _coast(self, now_ns: int) -> None:
-        """Nothing waits and nothing is being prefilled: from finish to finish until something comes or now is reached.
+    def _run(self, now_ns: int) -> None:
+        """Step after step and leap after leap until ``now_ns`` or until something is not as usual.
 
-        The same steps as ``_launch`` and ``_apply`` would take, in one loop that keeps its counters in locals: this is where a
-        simulation spends its time. What is rare (a sample is due, blocks run short, the end lies beyond now) is left
-        to them.
+        The same as ``_launch`` and ``_apply`` in turn, in one loop that keeps its counters in locals: this is where a
+        simulation spends its time. What is not as usual (a preemption, a held decode, a sample due, an end beyond now)
+        is left to them. Each round is one stretch: arrive, plan, launch, apply.
         """
-        inbox = self.inbox
+        inbox, waiting, prefilling = self.inbox, self.waiting, self.prefilling
         kv = self.kv
-        growth_blocks, release = kv.growth_blocks, kv.release
-        steps_s = self._steps_s
-        finishing = self._finishing
-        running_now = self.running_now
-        starts, sizes = self._gap_starts, self._gap_sizes
-        finish_column, max_gap_column = self._finish_column, self._max_gap_column
-        gaps = self._gaps
-        values, runs = gaps.values, gaps.runs
-        simulation = self._simulation
+        growth_blocks, release, join = kv.growth_blocks, kv.release, kv.join
+        step_s, steps_s = self._step_s, self._steps_s
+        finishing, running_now = self._finishing, self.running_now
+        gap_starts, gap_sizes = self._gap_starts, self._gap_sizes
+        values, weights = self._gaps.values, self._gaps.runs
+        decode_shape = self._decode_shape
         sample_ns = self._samples.next_ns
-        shape = self._decode_shape
+        total_blocks = self.total_blocks
+        columns = self._fast_columns
+        finish_column, max_gap_column, first_token_column, computed_column = columns
         start = self.boundary_ns
         decodes = self.decoding_count
-        context = self._context
-        squares = self._squares
-        step = self.decode_step
-        duration = self._duration
-        leap = self._leap
+        context, squares, step = self._context, self._squares, self.decode_step
+        duration, leap = self._duration, self._leap
         while True:
+            # ---- arrive
             arrival_ns = inbox[0].arrival_ns if inbox else FOREVER
-            finish, admission, request = finishing[0]
-            if request.finish_step != finish or request.admission != admission or request.state != DECODING:
-                heappop(finishing)
-                continue
-            steps = finish - step
-            if steps > leap:
-                steps = leap
-            if duration and arrival_ns < FOREVER:
-                # Not many more than there is time for: what is computed beyond the arrival is thrown away.
-                until_arrival = (arrival_ns - start) // duration + 2
-                if steps > until_arrival:
-                    steps = until_arrival
-            shape.decode_requests = shape.sampled_requests = decodes
-            shape.decode_context_tokens = context
-            shape.decode_context_squares = squares
-            seconds = steps_s(shape, steps)
-            if isinstance(seconds, list):
-                durations = [s * 1e9 + ROUND - ROUND for s in seconds]
-                end = start + int(sum(durations))
-                if arrival_ns < end:
-                    steps = bisect_left(list(accumulate(durations)), arrival_ns - start) + 1
-                    if steps < len(durations):
-                        del durations[steps:]
-                        end = start + int(sum(durations))
-                largest = int(max(durations))
-                duration = int(durations[-1])
-                many = None
-            else:
-                many = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
-                ends = many.cumsum()
-                if arrival_ns < start + int(ends[-1]):
-                    steps = int(ends.searchsorted(arrival_ns - start)) + 1
-                    many = many[:steps]
-                end = start + int(ends[steps - 1])
-                largest = int(many.max())
-                duration = int(many[-1])
-            free = kv.free_blocks - growth_blocks(step, steps)
-            if free < 0 or largest >= LONGEST_PACKED_NS:
+            if arrival_ns <= start:
+                while arrival_ns <= start:
+                    request = inbox.popleft()
+                    waiting.append(request)
+                    self.waiting_tokens += request.prompt_tokens
+                    arrival_ns = inbox[0].arrival_ns if inbox else FOREVER
+                self._changed = True
+            if start >= now_ns:
                 break
-            if steps == leap < _LONGEST_LEAP:
-                leap = steps * 2
-            if end > now_ns or sample_ns < end:
-                self._save_coast(start, decodes, context, squares, step, duration, leap)
-                self._decodes = decodes
-                self._shape = shape
-                self._durations = [int(d) for d in durations] if many is None else many
-                self._ends = None
-                self.stretch_start_ns = start
-                self.stretch_steps = steps
-                self.stretch_end_ns = self.due_ns = end
-                kv.free_blocks -= growth_blocks(step, 1)
-                self.note_peak(kv.free_blocks)
-                return
-            kv.free_blocks = free
-            if self.total_blocks - free > self.peak_used_blocks:
-                self.peak_used_blocks = self.total_blocks - free
-            tokens = decodes * steps
-            squares += steps * (2 * context + tokens)
-            context += tokens
-            step += steps
-            if many is None:
-                values += durations
-                runs += (decodes, steps)
+            # ---- plan and launch
+            chunks = None
+            if (waiting or prefilling) and self._changed:
+                self.boundary_ns = self._cohort_ns = start
+                self.decoding_count = decodes
+                self._context, self._squares, self.decode_step = context, squares, step
+                plan = self._consult(start)
+                chunks = plan.chunks
+                if not chunks or plan.preempted or plan.runs is not None or plan.decodes_held or self._asking:
+                    self._duration, self._leap = duration, leap
+                    self._send_off(plan)
+                    return
+                shape = plan.shape
+                if decodes:
+                    shape.decode_context_tokens += context
+                    shape.decode_context_squares += squares
+                    shape.sampled_requests += decodes
+                shape.decode_requests = decodes + plan.chunk_decodes
+                steps = 1
+                largest = duration = round(step_s(shape) * 1e9)
+                end = start + duration
+                free = kv.free_blocks
+                if end > now_ns or sample_ns < end or arrival_ns < end or duration >= LONGEST_PACKED_NS:
+                    self._chunks = chunks
+                    self._fly(start, end, [duration], shape, decodes, leap)
+                    return
+                if decodes:
+                    values.append(duration)
+                    weights += (decodes, 1)
+            elif not decodes:
+                break
             else:
-                gaps.add(many, decodes)
-            while sizes and sizes[-1] <= largest:
-                sizes.pop()
-                starts.pop()
-            sizes.append(largest)
-            starts.append(start)
-            if end < self._second_end_ns:
-                self._second_tokens += tokens
-            else:
-                if many is None:
-                    self._count_seconds([start + int(e) for e in accumulate(durations)], steps, end, decodes, 0)
+                finish, admission, request = finishing[0]
+                if request.finish_step != finish or request.admission != admission or request.state != DECODING:
+                    heappop(finishing)
+                    continue
+                steps = finish - step
+                if steps > leap:
+                    steps = leap
+                if prefilling:
+                    steps = 1
+                elif duration and arrival_ns < FOREVER:
+                    # Not many more than there is time for: what is computed beyond the arrival is thrown away.
+                    until_arrival = (arrival_ns - start) // duration + 2
+                    if steps > until_arrival:
+                        steps = until_arrival
+                decode_shape.decode_requests = decode_shape.sampled_requests = decodes
+                decode_shape.decode_context_tokens = context
+                decode_shape.decode_context_squares = squares
+                seconds = steps_s(decode_shape, steps)
+                if isinstance(seconds, list):
+                    durations = [s * 1e9 + ROUND - ROUND for s in seconds]
+                    end = start + int(sum(durations))
+                    if arrival_ns < end:
+                        steps = bisect_left(list(accumulate(durations)), arrival_ns - start) + 1
+                        if steps < len(durations):
+                            del durations[steps:]
+                            end = start + int(sum(durations))
+                    largest = int(max(durations))
+                    duration = int(durations[-1])
+                    many = None
                 else:
-                    self._count_seconds(ends + start, steps, end, decodes, 0)
+                    many = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
+                    ends = many.cumsum()
+                    if arrival_ns < start + int(ends[-1]):
+                        steps = int(ends.searchsorted(arrival_ns - start)) + 1
+                        many = many[:steps]
+                    end = start + int(ends[steps - 1])
+                    largest = int(many.max())
+                    duration = int(many[-1])
+                free = kv.free_blocks - growth_blocks(step, steps)
+                if free < 0 or largest >= LONGEST_PACKED_NS:
+                    break
+                if steps == leap < _LONGEST_LEAP:
+                    leap = steps * 2
+                if end > now_ns or sample_ns < end:
+                    self.boundary_ns = self._cohort_ns = start
+                    self.decoding_count = decodes
+                    self._context, self._squares, self.decode_step = context, squares, step
+                    kv.free_blocks -= growth_blocks(step, 1)
+                    self._fly(
+                        start, end, [int(d) for d in durations] if many is None else many, decode_shape, decodes, leap
+                    )
+                    return
+                kv.free_blocks = free
+                if many is None:
+                    values += durations
+                    weights += (decodes, steps)
+                else:
+                    self._gaps.add(many, decodes)
+            # ---- apply
+            if total_blocks - free > self.peak_used_blocks:
+                self.peak_used_blocks = total_blocks - free
             self.steps += steps
             self.stretches += 1
+            tokens = 0
+            if decodes:
+                tokens = decodes * steps
+                squares += steps * (2 * context + tokens)
+                context += tokens
+                step += steps
+                while gap_sizes and gap_sizes[-1] <= largest:
+                    gap_sizes.pop()
+                    gap_starts.pop()
+                gap_sizes.append(largest)
+                gap_starts.append(start)
+                while finishing and finishing[0][0] <= step:
+                    finish, admission, request = heappop(finishing)
+                    if request.finish_step != finish or request.admission != admission or request.state != DECODING:
+                        continue
+                    request_context = request.prompt_tokens + request.output_tokens - 1
+                    decodes -= 1
+                    context -= request_context
+                    squares -= request_context * request_context
+                    release(request, request_context)
+                    del running_now[request]
+                    request.state = ENDED
+                    i = bisect_left(gap_starts, request.gap_from_ns)
+                    gap = gap_sizes[i] if i < len(gap_sizes) else 0
+                    finish_column[request.id] = end
+                    max_gap_column[request.id] = gap if gap > request.max_gap_ns else request.max_gap_ns
+                    if request.watched:
+                        self._simulation.ended(request, end)
+                self._changed = self._changed or bool(waiting)
+                if not decodes:
+                    gap_sizes.clear()
+                    gap_starts.clear()
+            if chunks:
+                self._changed = True
+                for request, before, chunk in chunks:
+                    after = before + chunk
+                    if (
+                        before
+                        or request.generated_tokens
+                        or request.output_tokens == 1
+                        or after < request.target_tokens
+                    ):
+                        self.boundary_ns = start
+                        self.decoding_count = decodes
+                        self._context, self._squares, self.decode_step = context, squares, step
+                        self._cohort_ns = end
+                        tokens += self._apply_chunk(request, before, chunk, end)
+                        decodes = self.decoding_count
+                        context, squares = self._context, self._squares
+                        continue
+                    # A fresh prompt in one chunk, the common case of ``_apply_chunk``.
+                    tokens += 1
+                    computed_column[request.id] += chunk
+                    first_token_column[request.id] = request.gap_from_ns = end
+                    request.generated_tokens = 1
+                    request.target_tokens += 1
+                    request.computed_tokens = after
+                    request.state = DECODING
+                    request.joined_step = step
+                    request.finish_step = finish = step + request.output_tokens - 1
+                    heappush(finishing, (finish, request.admission, request))
+                    join(request, after, step)
+                    decodes += 1
+                    context += after
+                    squares += after * after
+            if end < self._second_end_ns:
+                self._second_tokens += tokens
+            elif steps == 1:
+                self._count_seconds([end], 1, end, tokens, 0)
+            else:
+                ended = [start + int(e) for e in accumulate(durations)] if many is None else ends + start
+                self._count_seconds(ended, steps, end, tokens // steps, 0)
             start = end
-            while finishing and finishing[0][0] <= step:
-                finish, admission, request = heappop(finishing)
-                if request.finish_step != finish or request.admission != admission or request.state != DECODING:
-                    continue
-                request_context = request.prompt_tokens + request.output_tokens - 1
-                decodes -= 1
-                context -= request_context
-                squares -= request_context * request_context
-                release(request, request_context)
-                del running_now[request]
-                gap = bisect_left(starts, request.gap_from_ns)
-                largest = request.max_gap_ns
-                if gap < len(sizes) and sizes[gap] > largest:
-                    largest = sizes[gap]
-                request.state = ENDED
-                finish_column[request.id] = end
-                max_gap_column[request.id] = largest
-                if request.watched:
-                    self._save_coast(start, decodes, context, squares, step, duration, leap)
-                    simulation.ended(request, end)
-            if not decodes or arrival_ns <= start or start >= now_ns:
-                break
-        self._save_coast(start, decodes, context, squares, step, duration, leap)
+        self.boundary_ns = self._cohort_ns = start
+        self.decoding_count = decodes
+        self._context, self._squares, self.decode_step = context, squares, step
+        self._duration, self._leap = duration, leap
+        self.due_ns = start + 1 if running_now or waiting else FOREVER
         if len(values) >= PACK_AT:
-            gaps.pack()
-        if not decodes:
-            starts.clear()
-            sizes.clear()
-            self.due_ns = FOREVER
-        elif start < now_ns and arrival_ns > start:
+            self._gaps.pack()
+        if start < now_ns and self.due_ns < FOREVER and arrival_ns > start:
             self._launch()
 
-    def _save_coast(
-        self, boundary_ns: int, decodes: int, context: int, squares: int, step: int, duration: int, leap: int
+    def _fly(
+        self,
+        start: int,
+        end: int,
+        durations: list[int] | NDArray[np.int64],
+        shape: BatchShape,
+        decodes: int,
+        leap: int,
     ) -> None:
-        self.boundary_ns = self._cohort_ns = boundary_ns
-        self.due_ns = boundary_ns + 1
-        self.decoding_count = decodes
-        self._context = context
-        self._squares = squares
-        self.decode_step = step
-        self._duration = duration
+        """A stretch of the fast loop that does not end at once: in flight like any other."""
+        self._decodes = decodes
+        self._shape = shape
+        self._durations = durations
+        self._duration = int(durations[-1])
         self._leap = leap
+        self._ends = None
+        self.stretch_start_ns = start
+        self.stretch_steps = len(durations)
+        self.stretch_end_ns = self.due_ns = end
+        self.note_peak(self.kv.free_blocks)
+        if len(self._gaps.values) >= PACK_AT:
+            self._gaps.pack()
 
     def plan_at(self, now_ns: int) -> None:
         """Let happen everything up to and including the plan at ``now_ns``."""
@@ -623,27 +708,28 @@ class Replica:
 
     def _launch(self) -> None:
         """Plan the step that starts at the boundary and send it off, with as many like it as are sure to follow."""
-        self.stretch_start_ns = start = self.boundary_ns
+        start = self.boundary_ns
         if self.offers:
             self._simulation.take_offers(self, start)
         kv = self.kv
         growth = kv.growth_blocks(self.decode_step, 1)
-        free = kv.free_blocks - growth
         if (
-            free < 0
+            growth > kv.free_blocks
             or self._asking
             or ((self.waiting or self.prefilling) and (self._changed or not self._leaps))
-        ):  # fmt: skip
-            plan: Plan | None = self._consult(start)
-            decodes = self._decodes
-            free = kv.free_blocks
+        ):
+            self._send_off(self._consult(start))
         else:
-            plan = None
             self._changed = False
-            self._decodes = decodes = self.decoding_count
-            kv.free_blocks = free
-        if self.total_blocks - free > self.peak_used_blocks:
-            self.peak_used_blocks = self.total_blocks - free
+            self._decodes = self.decoding_count
+            kv.free_blocks -= growth
+            self._send_off(None)
+
+    def _send_off(self, plan: Plan | None) -> None:
+        """Launch what was planned (None: everybody decodes). The blocks for its first step are taken."""
+        self.stretch_start_ns = start = self.boundary_ns
+        self.note_peak(self.kv.free_blocks)
+        decodes = self._decodes
         if plan and plan.chunks:
             self._chunks = plan.chunks
             self._shape = shape = plan.shape
@@ -859,44 +945,48 @@ class Replica:
 
     def _apply_chunks(self, end: int) -> int:
         """The chunks of the step have been computed. Returns the tokens sampled from them."""
-        columns = self._recorder.columns
         sampled = 0
         for request, context, tokens in self._chunks:
-            context += tokens
-            if tokens > 1 or not request.generated_tokens or context < request.target_tokens:
-                columns.computed_tokens[request.id] += tokens
-            if request.state == ENDED:
-                continue
-            request.computed_tokens = context
-            if context < request.target_tokens:
-                self._other_context += tokens
-                if request.computed_tokens == tokens or request not in self.prefilling:
-                    self.prefilling.append(request)
-                continue
-            # It has all it needs in KV, so the step sampled its next token.
-            self._other_context -= context - tokens
-            if self.prefilling and request in self.prefilling:
-                self.prefilling.remove(request)
-            sampled += 1
-            request.target_tokens += 1
-            request.generated_tokens += 1
-            if request.generated_tokens == 1:
-                columns.first_token_ns[request.id] = end
-                request.gap_from_ns = end
-            else:
-                self._own_gap(request, end)
-            if request.generated_tokens == request.output_tokens:
-                del self.running_now[request]
-                self.kv.release(request, context)
-                self._end_request(request, end)
-            elif self.role == "prefill":
-                del self.running_now[request]
-                self._simulation.offer(request, end)
-            else:
-                self._join_decodes(request, context)
+            sampled += self._apply_chunk(request, context, tokens, end)
         self._chunks = ()
         self._changed = True
         return sampled
+
+    def _apply_chunk(self, request: Request, before: int, tokens: int, end: int) -> int:
+        """One chunk, on top of so much context. Returns 1 if it was the last one and a token was sampled, else 0."""
+        columns = self._recorder.columns
+        context = before + tokens
+        if tokens > 1 or not request.generated_tokens or context < request.target_tokens:
+            columns.computed_tokens[request.id] += tokens
+        if request.state == ENDED:
+            return 0
+        request.computed_tokens = context
+        if context < request.target_tokens:
+            self._other_context += tokens
+            if request not in self.prefilling:
+                self.prefilling.append(request)
+            return 0
+        # It has all it needs in KV, so the step sampled its next token.
+        self._other_context -= before
+        if request in self.prefilling:
+            self.prefilling.remove(request)
+        request.target_tokens += 1
+        request.generated_tokens += 1
+        if request.generated_tokens == 1:
+            columns.first_token_ns[request.id] = end
+            request.gap_from_ns = end
+        else:
+            self._own_gap(request, end)
+        if request.generated_tokens == request.output_tokens:
+            del self.running_now[request]
+            self.kv.release(request, context)
+            self._end_request(request, end)
+        elif self.role == "prefill":
+            del self.running_now[request]
+            self._simulation.offer(request, end)
+        else:
+            self._join_decodes(request, context)
+        return 1
 
     def _finish_decode(self, request: Request, end: int) -> None:
         """Its last token came with this step."""
@@ -1101,11 +1191,14 @@ class Replica:
 
     def stop(self, now_ns: int) -> None:
         """Let happen what is due by now; of a stretch in flight, the step in flight stays as it is."""
-        self.plan_at(now_ns)
+        self.settle(now_ns)
         if self.stretch_steps:
             self.interrupt(now_ns)
-            if self.stretch_steps > 1:
-                self._split_stretch()
+        self.plan_at(now_ns)
+        if self.stretch_steps > 1:
+            self._cut(now_ns)
+        if self.stretch_steps > 1:
+            self._split_stretch()
 
     def close(self, end_ns: int) -> None:
         """The run is over: write what is still open."""
