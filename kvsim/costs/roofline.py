@@ -12,7 +12,7 @@ from kvsim.core.errors import InputError
 from kvsim.core.hardware import Efficiency, Gpu
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
-from kvsim.costs.stretch import linear_stretch
+from kvsim.costs.stretch import ARRAY_FROM_STEPS, linear_stretch
 
 GENERIC: Final[Mapping[str, Efficiency]] = MappingProxyType(
     {
@@ -139,6 +139,9 @@ class RooflineStep:
         except KeyError:
             fixed_s = self._linear_and_head_s(decodes, shape.sampled_requests)
         fixed_s += self._decode_fixed_s + decodes * self._decode_request_s
+        if steps < ARRAY_FROM_STEPS:  # as linear_stretch does it, a call less
+            first, context_s = shape.decode_context_tokens, self._decode_context_s
+            return [fixed_s + context * context_s for context in range(first, first + steps * decodes, decodes)]
         return linear_stretch(fixed_s, self._decode_context_s, shape, steps)
 
     def _linear_and_head_s(self, tokens: int, sampled: int) -> float:

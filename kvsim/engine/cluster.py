@@ -23,7 +23,7 @@ SEND, OFFER, DELIVER, TIMEOUT = range(4)
 REASONS = ("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeout", "horizon", "not_sent", "stuck")
 _PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK = range(1, 7)
 
-_READ_AHEAD = 8192
+_READ_AHEAD = 4096
 
 
 def simulate(trace: Trace, cluster: Cluster, options: RunOptions | None = None) -> RunLog:
@@ -87,6 +87,7 @@ class Simulation:
         self._recorder = Recorder(trace)
         self.now_ns = 0
         self._build_pools()
+        self._quiet = not any(replica.eager for replica in self.replicas)
         self._replica_column = self._recorder.columns.replica_prefill
         self._max_model_len = cluster.max_model_len
         self._only_replica = self.replicas[0] if len(self.replicas) == 1 else None
@@ -183,6 +184,10 @@ class Simulation:
         self.now_ns = now = self._clock.now_ns
         if now != self._agenda_ns:
             return  # something earlier was put on the agenda since
+        if self._quiet:
+            self._send_ahead()
+            self._post_agenda()
+            return
         self._handling = True
         heap = self._heap
         while True:
@@ -302,6 +307,29 @@ class Simulation:
             timeout_ns = self._options.client_timeout_ns
             if timeout_ns is not None:
                 self._push(now + timeout_ns, i, TIMEOUT, request)
+
+    def _send_ahead(self) -> None:
+        """Nobody looks at a replica between arrivals: put a batch of them into the inboxes, each with its time."""
+        rows = self._rows
+        horizon_ns = self._horizon_ns
+        longest = min(self._max_model_len, self._sure_to_fit)
+        only, column = self._only_replica, self._replica_column
+        pool = self._pools[0]
+        for row in rows:
+            i, arrival_ns, prompt_tokens, output_tokens = row
+            if arrival_ns > horizon_ns:
+                self._static_ns = FOREVER
+                return
+            if prompt_tokens + output_tokens > longest:
+                self._send(row, arrival_ns)
+            else:
+                request = Request(i, arrival_ns, prompt_tokens, output_tokens)
+                replica = only or pool.route(request, arrival_ns)
+                column[i] = replica.id
+                replica.enqueue(request, arrival_ns)
+            self._rows_at += 1
+        self._sent += len(rows)
+        self._read_ahead()
 
     def _fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Could this request's KV ever fit in the pools it passes through?"""

@@ -98,8 +98,9 @@ class Plan:
         if request.state != WAITING or waiting[0] is not request:
             raise ValueError(f"only the head of the waiting queue can be admitted, not {request!r}")
         context = request.computed_tokens
-        left = request.target_tokens - context
-        tokens = left if max_tokens is None or left < max_tokens else max_tokens
+        tokens = left = request.target_tokens - context
+        if max_tokens is not None and tokens > max_tokens:
+            tokens = max_tokens
         if tokens > self.budget_tokens:
             if whole or self.budget_tokens <= 0:
                 return False
@@ -113,8 +114,19 @@ class Plan:
             if self.refused is not None:
                 self.refused.append((request.id, "w"))
             return False
-        replica.start_running(request, left)
+        waiting.popleft()
+        replica.waiting_tokens -= left
+        if replica.ready_count:
+            replica.ready_count -= 1
+        if not request.admission and not context:
+            replica.first_scheduled_column[request.id] = replica.boundary_ns
+        replica.admissions = request.admission = replica.admissions + 1
+        request.state = PREFILLING
+        replica.running_now[request] = None
+        if replica.decisions:
+            replica.decisions.admitted(request)
         if context or request.generated_tokens:
+            replica.other_context += context
             self._book(request, context, tokens)
             return True
         # A fresh prompt: the common case of ``_book``, without the context that it does not have.

@@ -55,7 +55,6 @@ class Replica:
     """
 
     __slots__ = (
-        "_admissions",
         "_behind",
         "_changed",
         "_check_laws",
@@ -83,9 +82,7 @@ class Replica:
         "_held",
         "_leap",
         "_leaps",
-        "_other_context",
         "_plan",
-        "_ready",
         "_recorder",
         "_review_ns",
         "_review_step",
@@ -96,6 +93,7 @@ class Replica:
         "_shape",
         "_simulation",
         "_squares",
+        "admissions",
         "boundary_ns",
         "decisions",
         "decode_step",
@@ -103,12 +101,15 @@ class Replica:
         "due_ns",
         "posted",
         "eager",
+        "first_scheduled_column",
         "id",
         "inbox",
         "kv",
         "offers",
+        "other_context",
         "peak_used_blocks",
         "prefilling",
+        "ready_count",
         "role",
         "running_now",
         "steps",
@@ -147,6 +148,7 @@ class Replica:
         self._gaps = recorder.gaps
         columns = recorder.columns
         self._fast_columns = columns.finish_ns, columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens
+        self.first_scheduled_column = columns.first_scheduled_ns
         self._finish_column = recorder.columns.finish_ns
         self._max_gap_column = recorder.columns.max_gap_ns
         self._samples = samples
@@ -158,17 +160,17 @@ class Replica:
         self._check_laws = check_laws
         # requests
         self.waiting = Waiting()
-        self._ready = 0  # how many at the head of the queue were delivered with their KV
+        self.ready_count = 0  # how many at the head of the queue were delivered with their KV
         self.waiting_tokens = 0
         self.inbox: deque[Request] = deque()  # arrived, not yet looked at
         self.eager = False
         self.offers: deque[Request] = deque()
         self.running_now: dict[Request, None] = {}  # in admission order
         self.prefilling: list[Request] = []
-        self._admissions = 0
+        self.admissions = 0
         self._held: list[Request] = []
         self._given_up: list[Request] = []
-        self._other_context = 0  # tokens in KV of running requests that do not decode
+        self.other_context = 0  # tokens in KV of running requests that do not decode
         # decodes
         self.decoding_count = 0
         self._context = 0
@@ -247,7 +249,7 @@ class Replica:
 
     @property
     def resident_tokens(self) -> int:
-        context = self._context + self._other_context
+        context = self._context + self.other_context
         if self.stretch_steps > 1 and self._decodes:
             context += self._decodes * bisect_right(self.ends_ns, self._simulation.now_ns, 0, self.stretch_steps)
         return context
@@ -349,7 +351,7 @@ class Replica:
                 largest = duration = round(step_s(shape) * 1e9)
                 end = start + duration
                 free = kv.free_blocks
-                if end > now_ns or sample_ns < end or arrival_ns < end or duration >= LONGEST_PACKED_NS:
+                if end > now_ns or sample_ns < end or duration >= LONGEST_PACKED_NS:
                     self._chunks = chunks
                     self._fly(start, end, [duration], shape, decodes, leap)
                     return
@@ -595,23 +597,6 @@ class Replica:
                 self.decisions.arrived(request)
         self._changed = True
 
-    def start_running(self, request: Request, tokens_left: int) -> None:
-        """The head of the queue was admitted."""
-        self.waiting.popleft()
-        self.waiting_tokens -= tokens_left
-        if self._ready:
-            self._ready -= 1
-        self._admissions += 1
-        request.admission = self._admissions
-        request.state = PREFILLING
-        self.running_now[request] = None
-        self._other_context += request.computed_tokens
-        first_scheduled = self._recorder.columns.first_scheduled_ns
-        if first_scheduled[request.id] < 0:
-            first_scheduled[request.id] = self.boundary_ns
-        if self.decisions:
-            self.decisions.admitted(request)
-
     def preempt(self, request: Request) -> None:
         """A running request loses its KV and waits again, ahead of those that have not run."""
         if self.decisions:
@@ -626,7 +611,7 @@ class Replica:
         request.state = WAITING
         request.preemptions += 1
         self._recorder.columns.preemptions[request.id] += 1
-        self.waiting.insert(self._ready, request)
+        self.waiting.insert(self.ready_count, request)
         self.waiting_tokens += request.target_tokens
         self._changed = True
 
@@ -636,7 +621,7 @@ class Replica:
         if request.state == DECODING:
             self._leave_decodes(request)
         else:
-            self._other_context -= request.computed_tokens
+            self.other_context -= request.computed_tokens
             if request in self.prefilling:
                 self.prefilling.remove(request)
         self.kv.release(request, request.computed_tokens)
@@ -694,13 +679,13 @@ class Replica:
         """It sits out the coming step."""
         self._leave_decodes(request)
         request.state = HELD
-        self._other_context += request.computed_tokens
+        self.other_context += request.computed_tokens
         self._held.append(request)
 
     def _rejoin_held(self) -> None:
         """Those who sat out the last step take part again."""
         for request in self._held:
-            self._other_context -= request.computed_tokens
+            self.other_context -= request.computed_tokens
             self._join_decodes(request, request.computed_tokens)
         self._held.clear()
 
@@ -962,12 +947,12 @@ class Replica:
             return 0
         request.computed_tokens = context
         if context < request.target_tokens:
-            self._other_context += tokens
+            self.other_context += tokens
             if request not in self.prefilling:
                 self.prefilling.append(request)
             return 0
         # It has all it needs in KV, so the step sampled its next token.
-        self._other_context -= before
+        self.other_context -= before
         if request in self.prefilling:
             self.prefilling.remove(request)
         request.target_tokens += 1
@@ -1026,8 +1011,8 @@ class Replica:
         request.state = WAITING
         request.computed_tokens = request.prompt_tokens
         self.waiting_tokens += 1
-        self.waiting.insert(self._ready, request)
-        self._ready += 1
+        self.waiting.insert(self.ready_count, request)
+        self.ready_count += 1
 
     @property
     def uncommitted_blocks(self) -> int:
@@ -1046,7 +1031,7 @@ class Replica:
     @property
     def takes_offers(self) -> bool:
         """No preempted request waits here."""
-        return len(self.waiting) == self._ready
+        return len(self.waiting) == self.ready_count
 
     def give_up(self, request: Request, now_ns: int) -> None:
         """The client has gone. Waiting: out at once. Running: out at the end of the step in flight, without its token."""
@@ -1054,7 +1039,7 @@ class Replica:
         self._note_lost(request)
         if request.state == WAITING:
             if request.held_blocks:
-                self._ready -= 1
+                self.ready_count -= 1
             self.waiting.remove(request)
             self.waiting_tokens -= request.target_tokens - request.computed_tokens
             self.kv.release(request, request.computed_tokens)
@@ -1182,7 +1167,7 @@ class Replica:
             sum(r.target_tokens - r.computed_tokens for r in self.waiting),
         )
         booked = (
-            self.decoding_count, self._context, self._squares, self._other_context, self.total_blocks - self.kv.free_blocks,
+            self.decoding_count, self._context, self._squares, self.other_context, self.total_blocks - self.kv.free_blocks,
             self.waiting_tokens - self._simulation.tokens_between_pools(self),
         )  # fmt: skip
         assert counted == booked, f"replica {self.id} at {self.boundary_ns} ns: counted {counted}, booked {booked}"
