@@ -24,6 +24,7 @@ REASONS = ("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeou
 _PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK = range(1, 7)
 
 _READ_AHEAD = 4096
+_TIMELINE_ROWS, _FEWEST_INSTANTS = 16_000, 250
 
 
 def simulate(trace: Trace, cluster: Cluster, options: RunOptions | None = None) -> RunLog:
@@ -99,6 +100,7 @@ class Simulation:
         self._heap: list[tuple[int, int, int, Request | None]] = []
         self._agenda_ns = FOREVER
         self._handling = False
+        self._agenda_posted: set[int] = set()  # times for which an event is under way
         self._agenda_event: Event | None = None
         self._on_agenda_calls = [self._on_agenda]
         self._on_replica_calls = [self._on_replica]
@@ -130,6 +132,11 @@ class Simulation:
         options = self._options
         span_ns = int(self._trace.arrival_ns[-1]) if len(self._trace) else 0
         instants = options.timeline_instants
+        if instants is not None:
+            # Rows are what costs: a fleet gets fewer instants, not more rows.
+            instants = min(
+                instants, max(_FEWEST_INSTANTS, _TIMELINE_ROWS // sum(p.replicas for p in self._cluster.pools))
+            )
         interval_ns = max(1_000_000, 2 * min(span_ns, self._horizon_ns) // (instants or 1))
         self.replicas: list[Replica] = []
         self._samples: list[TimelineSamples] = []
@@ -177,13 +184,13 @@ class Simulation:
         if heap and heap[0][0] < time_ns:
             time_ns = heap[0][0]
         self._agenda_ns = time_ns
-        if time_ns < FOREVER:
+        if time_ns < FOREVER and time_ns not in self._agenda_posted:
+            self._agenda_posted.add(time_ns)
             self._agenda_event = self._clock.post(time_ns, ARRIVALS, 0, self._on_agenda_calls, reuse=self._agenda_event)
 
     def _on_agenda(self, event: Event) -> None:
         self.now_ns = now = self._clock.now_ns
-        if now != self._agenda_ns:
-            return  # something earlier was put on the agenda since
+        self._agenda_posted.discard(now)
         if self._quiet:
             self._send_ahead()
             self._post_agenda()
@@ -448,7 +455,7 @@ class Simulation:
         source: Replica = request.replica  # type: ignore[assignment]
         target = self._pools[1].route(request, now)
         self._recorder.columns.replica_decode[request.id] = target.id
-        target.interrupt(now)
+        target.settle(now)
         self._handoffs[request] = _Handoff(request, source, target)
         target.watchers += request.watched
         target.waiting_tokens += request.prompt_tokens + 1
@@ -463,11 +470,9 @@ class Simulation:
         offers = target.offers
         while offers and target.takes_offers:
             request = offers[0]
-            if target.kv.missing_blocks(request, request.prompt_tokens + 1) > target.uncommitted_blocks:
+            if not target.reserve(request, request.prompt_tokens + 1, now):
                 return
             offers.popleft()
-            target.kv.allocate(request, request.prompt_tokens + 1)
-            target.note_peak(target.uncommitted_blocks)
             request.state = SENDING
             assert self._link is not None
             self._link.start(request, request.prompt_tokens * self._pools[0].pool.kv_bytes_per_token, now)

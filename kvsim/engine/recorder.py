@@ -26,12 +26,14 @@ class GapHistogram:
     what is merged, so the cost per gap is constant on average.
     """
 
-    __slots__ = ("_chunks", "_gap_ns", "_merged", "_pending", "_rare", "runs", "values")
+    __slots__ = ("_array_runs", "_arrays", "_chunks", "_gap_ns", "_merged", "_pending", "_rare", "runs", "values")
 
     def __init__(self) -> None:
         self.values: list[float] = []  # gaps of short stretches, in order (whole ns)
         self.runs: list[int] = []  # their weights: requests, steps, requests, steps, ...
         self._chunks: list[NDArray[np.int64]] = []  # packed gap << bits | requests
+        self._arrays: list[NDArray[np.int64]] = []  # gaps of long stretches
+        self._array_runs: list[int] = []
         self._pending = 0
         self._rare: Counter[int] = Counter()  # gaps of single requests: preemption, stall, transfer
         self._merged: tuple[NDArray[np.int64], NDArray[np.int64]] = (np.empty(0, np.int64), np.empty(0, np.int64))
@@ -55,7 +57,11 @@ class GapHistogram:
             if len(self.values) >= PACK_AT:
                 self.pack()
         else:
-            self._keep((np.asarray(gaps_ns) << _WEIGHT_BITS) + requests)
+            self._arrays.append(np.asarray(gaps_ns))
+            self._array_runs += (requests, len(gaps_ns))
+            self._pending += len(gaps_ns)
+            if self._pending > max(1_000_000, len(self._merged[0])):
+                self._merge()
 
     def add_one(self, gap_ns: int, requests: int = 1) -> None:
         """A gap outside the common rhythm of the batch."""
@@ -76,6 +82,11 @@ class GapHistogram:
             self._merge()
 
     def _merge(self) -> None:
+        if self._arrays:
+            weights = np.repeat(self._array_runs[0::2], self._array_runs[1::2])
+            self._chunks.append((np.concatenate(self._arrays) << _WEIGHT_BITS) + weights)
+            self._arrays.clear()
+            self._array_runs.clear()
         packed = np.concatenate(self._chunks) if self._chunks else np.empty(0, np.int64)
         self._chunks.clear()
         self._pending = 0
@@ -104,7 +115,7 @@ class GapHistogram:
             order = np.argsort(values, kind="stable")
             self._merged = _sum_equal(values[order], counts[order])
             self._rare.clear()
-        elif self._chunks:
+        elif self._pending:
             self._merge()
         return Gaps(*self._merged)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kvsim.engine.decisions import DecisionRecorder
 
 SECOND = 1_000_000_000
-_FIRST_LEAP, _LONGEST_LEAP = 16, 4096
+_SHORTEST_LEAP, _FIRST_LEAP, _LONGEST_LEAP = 4, 16, 4096
 _INBOX = 512
 ROUND = 6755399441055744.0
 """1.5 * 2^52: x + ROUND - ROUND is x rounded to an integer, half to even, for x below 2^51; a third of round()'s time."""
@@ -93,6 +93,7 @@ class Replica:
         "_shape",
         "_simulation",
         "_squares",
+        "_steps_seen",
         "admissions",
         "boundary_ns",
         "decisions",
@@ -190,9 +191,10 @@ class Replica:
         self.stretch_steps = 0
         self.stretch_start_ns = 0
         self.stretch_end_ns = 0
-        self._ends: list[int] | NDArray[np.int64] | None = None
+        self._ends: Sequence[int] | None = None
+        self._steps_seen = 0
         self._durations: list[int] | NDArray[np.int64] = []
-        self._duration = 0  # of the last step launched
+        self._duration = 0  # of a recent decode step, to guess by
         self._decodes = 0
         self._chunks: Sequence[tuple[Request, int, int]] = ()
         self._decode_shape = self._shape = BatchShape()
@@ -250,9 +252,18 @@ class Replica:
     @property
     def resident_tokens(self) -> int:
         context = self._context + self.other_context
-        if self.stretch_steps > 1 and self._decodes:
-            context += self._decodes * bisect_right(self.ends_ns, self._simulation.now_ns, 0, self.stretch_steps)
+        if self.stretch_steps > 1:
+            context += self._decodes * self.steps_done
         return context
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the stretch in flight that have ended by now. Time does not go back, so the count goes on from the last look."""
+        ends, now_ns, done = self._ends or self.ends_ns, self._simulation.now_ns, self._steps_seen
+        while done < self.stretch_steps and ends[done] <= now_ns:
+            done += 1
+        self._steps_seen = done
+        return done
 
     def context_tokens_of(self, request: Request) -> int:
         if request.state == DECODING:
@@ -348,15 +359,16 @@ class Replica:
                     shape.sampled_requests += decodes
                 shape.decode_requests = decodes + plan.chunk_decodes
                 steps = 1
-                largest = duration = round(step_s(shape) * 1e9)
-                end = start + duration
+                largest = round(step_s(shape) * 1e9)
+                end = start + largest
                 free = kv.free_blocks
-                if end > now_ns or sample_ns < end or duration >= LONGEST_PACKED_NS:
+                if end > now_ns or sample_ns < end or largest >= LONGEST_PACKED_NS:
                     self._chunks = chunks
-                    self._fly(start, end, [duration], shape, decodes, leap)
+                    self._duration = duration
+                    self._fly(start, end, [largest], shape, decodes, leap)
                     return
                 if decodes:
-                    values.append(duration)
+                    values.append(largest)
                     weights += (decodes, 1)
             elif not decodes:
                 break
@@ -409,6 +421,7 @@ class Replica:
                     self.decoding_count = decodes
                     self._context, self._squares, self.decode_step = context, squares, step
                     kv.free_blocks -= growth_blocks(step, 1)
+                    self._duration = duration
                     self._fly(
                         start, end, [int(d) for d in durations] if many is None else many, decode_shape, decodes, leap
                     )
@@ -520,7 +533,6 @@ class Replica:
         self._decodes = decodes
         self._shape = shape
         self._durations = durations
-        self._duration = int(durations[-1])
         self._leap = leap
         self._ends = None
         self.stretch_start_ns = start
@@ -545,7 +557,7 @@ class Replica:
             if self.stretch_end_ns <= now_ns:
                 self._apply()
             else:
-                self.note_peak(self.uncommitted_blocks)
+                self.note_peak(self.blocks_free_now)
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
         self._changed = True
@@ -566,7 +578,7 @@ class Replica:
         if steps < self.stretch_steps:
             self.stretch_steps = steps
             self.stretch_end_ns = self.due_ns = int(self.ends_ns[steps - 1])
-            if self._leap > _FIRST_LEAP:
+            if self._leap > _SHORTEST_LEAP:
                 self._leap >>= 1
 
     # ---- requests come and go
@@ -739,7 +751,7 @@ class Replica:
             self._samples.next_ns = start
         self.stretch_steps = steps
         if steps == 1:
-            self._duration = duration = round(self._step_s(shape) * 1e9)
+            duration = round(self._step_s(shape) * 1e9)
             self._durations = [duration]
             self._ends = None
             self.due_ns = self.stretch_end_ns = start + duration
@@ -828,17 +840,14 @@ class Replica:
         self.stretch_end_ns = self.due_ns = end
 
     @property
-    def ends_ns(self) -> list[int] | NDArray[np.int64]:
+    def ends_ns(self) -> Sequence[int]:
         """When each step of the stretch in flight ends; worked out when somebody asks."""
         ends = self._ends
         if ends is None:
             durations = self._durations
-            if type(durations) is list:
-                ends = list(accumulate(durations, initial=self.stretch_start_ns))
-                del ends[0]
-            else:
-                ends = np.asarray(durations).cumsum() + self.stretch_start_ns
-            self._ends = ends
+            many = durations if isinstance(durations, list) else durations.tolist()
+            self._ends = ends = list(accumulate(many, initial=self.stretch_start_ns))[1:]
+            self._steps_seen = 0
         return ends
 
     def _sleep(self) -> None:
@@ -1015,12 +1024,27 @@ class Replica:
         self.ready_count += 1
 
     @property
-    def uncommitted_blocks(self) -> int:
-        """Free blocks less what the step in flight (the last of its stretch) will have taken."""
+    def blocks_free_now(self) -> int:
+        """Free blocks, those taken for the step in flight counted out."""
         free = self.kv.free_blocks
-        if self.stretch_steps > 1:
-            free -= self.kv.growth_blocks(self.decode_step + 1, self.stretch_steps - 1)
+        if self.stretch_steps > 1 and (done := self.steps_done):
+            free -= self.kv.growth_blocks(self.decode_step + 1, done)
         return free
+
+    def reserve(self, request: Request, tokens: int, now_ns: int) -> bool:
+        """Book blocks for a request that is on its way, if they are free now. Nobody's step changes."""
+        if self.kv.missing_blocks(request, tokens) > self.blocks_free_now:
+            return False
+        if self._samples.next_ns < now_ns:
+            self._sample(now_ns)
+        self.kv.allocate(request, tokens)
+        if self.stretch_steps > 1:
+            self.note_peak(self.blocks_free_now)
+            if self.kv.growth_blocks(self.decode_step + 1, self.stretch_steps - 1) > self.kv.free_blocks:
+                self._cut(now_ns)  # the later steps of the leap counted on these blocks
+        else:
+            self.note_peak(self.kv.free_blocks)
+        return True
 
     def note_peak(self, free_blocks: int) -> None:
         """So few blocks are free now."""
@@ -1097,7 +1121,7 @@ class Replica:
     # ---- records
 
     def _count_seconds(
-        self, ends: list[int] | NDArray[np.int64], steps: int, end: int, decodes: int, sampled: int
+        self, ends: Sequence[int] | NDArray[np.int64], steps: int, end: int, decodes: int, sampled: int
     ) -> None:
         """Tokens of a stretch that ends in a new second: book each step's in the second in which it ended."""
         counter = self._recorder.tokens_by_second
