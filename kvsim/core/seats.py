@@ -288,7 +288,8 @@ class KVManager(Protocol):
 class StepCost(Protocol):
     """How long a step takes, for one model on one kind of GPU. Pure: same shape, same seconds.
 
-    Scalar and vector forms must agree in the last bit: use + - * / sqrt, min, max and tables only.
+    Scalar and vector forms must agree in the last bit: use + - * / sqrt, min, max and tables only. A cost that never
+    prices a later step of a stretch below an earlier one may say so with ``longest_last = True``.
     """
 
     def step_s(self, shape: BatchShape) -> float:

@@ -34,7 +34,14 @@ class Affine:
 class AffineStep:
     """Prices steps by the coefficients of an ``Affine``."""
 
-    __slots__ = ("_base_s", "_context_token_s", "_decode_request_s", "_prefill_token_s", "_sampled_request_s")
+    __slots__ = (
+        "_base_s",
+        "_context_token_s",
+        "_decode_request_s",
+        "_prefill_token_s",
+        "_sampled_request_s",
+        "longest_last",
+    )
 
     def __init__(self, cost: Affine) -> None:
         self._base_s = cost.base_s
@@ -42,6 +49,7 @@ class AffineStep:
         self._decode_request_s = cost.decode_request_s
         self._context_token_s = cost.context_token_s
         self._sampled_request_s = cost.sampled_request_s
+        self.longest_last = cost.context_token_s >= 0
 
     def step_s(self, shape: BatchShape) -> float:
         """Seconds of one step."""

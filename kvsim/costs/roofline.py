@@ -58,12 +58,19 @@ class Roofline:
         return RooflineStep(self, model, gpu, tensor_parallel_size)
 
 
+Counts = NDArray[np.int64]
+Seconds = NDArray[np.float64]
+_PRICED_TOGETHER = 256
+
+
 class RooflineStep:
     """Prices steps of one model on one kind of GPU.
 
     ``generic_operators`` names the operator kinds for which the GPU has no measured efficiency.
     What depends on the tokens of the batch alone (GEMMs, elementwise, all-reduce) is computed once per count.
     """
+
+    longest_last = True  # more context, more time
 
     __slots__ = (
         "_decode_context_s",
@@ -145,14 +152,21 @@ class RooflineStep:
         return linear_stretch(fixed_s, self._decode_context_s, shape, steps)
 
     def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
-        """A pair of counts met for the first time."""
-        self._linear_s[tokens] = self._operators.linear_s(tokens)
-        self._head_s[sampled] = self._operators.head_s(sampled) if sampled else 0.0
+        """A pair of counts of which one is met for the first time: price its neighbours too, in one go."""
+        for known, price, count in (
+            (self._linear_s, self._operators.linear_s, tokens),
+            (self._head_s, self._operators.head_s, sampled),
+        ):
+            if count not in known:
+                first = count - count % _PRICED_TOGETHER
+                counts = np.arange(first, first + _PRICED_TOGETHER)
+                known.update(zip(counts.tolist(), price(counts).tolist(), strict=True))
+        self._head_s[0] = 0.0  # no sample, no head
         return self._linear_s[tokens] + self._head_s[sampled]
 
 
 class _Operators:
-    """The operators whose cost depends on a number of tokens alone, of one rank."""
+    """The operators whose cost depends on a number of tokens alone, of one rank: arrays of counts to arrays of seconds."""
 
     def __init__(self, cost: Roofline, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
         tp = tensor_parallel_size
@@ -169,7 +183,7 @@ class _Operators:
         self.kv_width = max(1, model.kv_heads // tp) * model.head_dim
         self.mlp_width = model.intermediate_size // tp
 
-    def linear_s(self, tokens: int) -> float:
+    def linear_s(self, tokens: Counts) -> Seconds:
         """Seconds of everything but attention and LM head in a step of so many tokens, host time included."""
         hidden = self.model.hidden_size
         layer_s = (
@@ -185,24 +199,24 @@ class _Operators:
         )
         return self.model.layers * layer_s + self.cost.host_step_s
 
-    def head_s(self, sampled: int) -> float:
+    def head_s(self, sampled: Counts) -> Seconds:
         """Seconds of the LM head for so many sampled positions; the vocabulary is split over the ranks."""
         return self.gemm_s(sampled, -(-self.model.vocab_size // self.tp), self.model.hidden_size)
 
-    def gemm_s(self, m: int, n: int, k: int) -> float:
+    def gemm_s(self, m: Counts, n: int, k: int) -> Seconds:
         """y[m, n] = x[m, k] W[n, k]^T: 2 m n k FLOPs; weights, input and output cross the memory once."""
         fitted = self.efficiency["gemm"]
         flop_s = 2 * m * n * k / (self.gpu.bf16_flops_per_s * fitted.compute)
         bytes_moved = (n * k + m * k + m * n) * self.model.dtype_bytes
-        return max(flop_s, bytes_moved / (self.gpu.hbm_bytes_per_s * fitted.memory)) + fitted.fixed_s
+        return np.maximum(flop_s, bytes_moved / (self.gpu.hbm_bytes_per_s * fitted.memory)) + fitted.fixed_s
 
-    def elementwise_s(self, tokens: int, values: int) -> float:
+    def elementwise_s(self, tokens: Counts, values: int) -> Seconds:
         """``values`` numbers read or written per token."""
         fitted = self.efficiency["elementwise"]
         bytes_moved = tokens * values * self.model.dtype_bytes
         return bytes_moved / (self.gpu.hbm_bytes_per_s * fitted.memory) + fitted.fixed_s
 
-    def all_reduce_s(self, tokens: int) -> float:
+    def all_reduce_s(self, tokens: Counts) -> Seconds | float:
         """Sum of the ranks' hidden states: a ring sends 2 (tp - 1) / tp of the message over each link."""
         if self.tp == 1:
             return 0.0

@@ -70,11 +70,17 @@ class Plan:
         self.review_ns = None
         self.review_steps = None
         self.budget_tokens = self._max_tokens - replica.decoding_count
-        self._take_growth()
+        kv = replica.kv
+        self.growth = blocks = kv.growth_blocks(replica.decode_step, 1)
+        kv.free_blocks -= blocks
+        self.short = kv.free_blocks < 0
+        if self.short:
+            kv.free_blocks += blocks
+            self.growth = 0
 
-    def finish(self) -> None:
-        """The policy has spoken. Decodes for which it left no blocks are held: unfair perhaps, never inconsistent."""
-        if self.short and self.runs is None and not self.decodes_held:
+    def hold_unserved(self) -> None:
+        """The policy left no blocks for some decodes: they are held. Unfair perhaps, never inconsistent."""
+        if self.runs is None and not self.decodes_held:
             chunks, budget = self.chunks, self.budget_tokens
             self.chunks = []
             for request in self.in_order():
@@ -162,10 +168,11 @@ class Plan:
         replica = self._replica
         if request not in replica.running_now:
             raise ValueError(f"{request!r} does not run, so it cannot be preempted")
+        if self.runs is None:
+            replica.kv.free_blocks += self.growth
+            self.growth = 0
         if request.state == DECODING:
             if self.runs is None:
-                replica.kv.free_blocks += self.growth
-                self.growth = 0
                 if not self.decodes_held:
                     self.budget_tokens += 1
             elif request in self.runs:

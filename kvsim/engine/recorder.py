@@ -46,9 +46,9 @@ class GapHistogram:
         self.values.append(gap_ns)
         self.runs += (requests, 1)
 
-    def add(self, gaps_ns: list[int] | NDArray[np.int64], requests: int) -> None:
-        """Each of these gaps was seen by so many requests."""
-        if gaps_ns[-1] >= LONGEST_PACKED_NS:
+    def add(self, gaps_ns: list[int] | NDArray[np.int64], requests: int, largest_ns: int) -> None:
+        """Each of these gaps (the largest of them: ``largest_ns``) was seen by so many requests."""
+        if largest_ns >= LONGEST_PACKED_NS:
             for gap in gaps_ns:
                 self.add_one(int(gap), requests)
         elif type(gaps_ns) is list:

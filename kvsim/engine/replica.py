@@ -82,6 +82,7 @@ class Replica:
         "_held",
         "_leap",
         "_leaps",
+        "_longest_last",
         "_plan",
         "_recorder",
         "_review_ns",
@@ -144,6 +145,7 @@ class Replica:
         self._every_step = bool(getattr(pool.scheduler, "every_step", True))
         self._step_s = pool.cost.step_s
         self._steps_s = pool.cost.steps_s
+        self._longest_last = bool(getattr(pool.cost, "longest_last", False))
         self._simulation = simulation
         self._recorder = recorder
         self._gaps = recorder.gaps
@@ -321,6 +323,7 @@ class Replica:
         values, weights = self._gaps.values, self._gaps.runs
         decode_shape = self._decode_shape
         sample_ns = self._samples.next_ns
+        longest_last = self._longest_last
         total_blocks = self.total_blocks
         columns = self._fast_columns
         finish_column, max_gap_column, first_token_column, computed_column = columns
@@ -394,13 +397,13 @@ class Replica:
                 if isinstance(seconds, list):
                     durations = [s * 1e9 + ROUND - ROUND for s in seconds]
                     end = start + int(sum(durations))
-                    if arrival_ns < end:
-                        steps = bisect_left(list(accumulate(durations)), arrival_ns - start) + 1
-                        if steps < len(durations):
-                            del durations[steps:]
-                            end = start + int(sum(durations))
-                    largest = int(max(durations))
                     duration = int(durations[-1])
+                    while end - duration >= arrival_ns:  # this one would be launched after the arrival
+                        durations.pop()
+                        end -= duration
+                        duration = int(durations[-1])
+                    steps = len(durations)
+                    largest = duration if longest_last else int(max(durations))
                     many = None
                 else:
                     many = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
@@ -409,8 +412,8 @@ class Replica:
                         steps = int(ends.searchsorted(arrival_ns - start)) + 1
                         many = many[:steps]
                     end = start + int(ends[steps - 1])
-                    largest = int(many.max())
                     duration = int(many[-1])
+                    largest = duration if longest_last else int(many.max())
                 free = kv.free_blocks - growth_blocks(step, steps)
                 if free < 0 or largest >= LONGEST_PACKED_NS:
                     break
@@ -431,7 +434,7 @@ class Replica:
                     values += durations
                     weights += (decodes, steps)
                 else:
-                    self._gaps.add(many, decodes)
+                    self._gaps.add(many, decodes, largest)
             # ---- apply
             if total_blocks - free > self.peak_used_blocks:
                 self.peak_used_blocks = total_blocks - free
@@ -465,7 +468,8 @@ class Replica:
                     max_gap_column[request.id] = gap if gap > request.max_gap_ns else request.max_gap_ns
                     if request.watched:
                         self._simulation.ended(request, end)
-                self._changed = self._changed or bool(waiting)
+                if waiting or prefilling:
+                    self._changed = True
                 if not decodes:
                     gap_sizes.clear()
                     gap_starts.clear()
@@ -769,7 +773,8 @@ class Replica:
             self._changed = False
             plan.begin()
             self._scheduler.plan(self, plan)
-            plan.finish()
+            if plan.short:
+                plan.hold_unserved()
             if plan.decodes_held:
                 decodes = 0
                 self._changed = True
@@ -892,7 +897,7 @@ class Replica:
                     if len(durations) != steps:
                         durations = durations[:steps]
                     largest = max(durations) if isinstance(durations, list) else int(durations.max())
-                    self._gaps.add(durations, decodes)
+                    self._gaps.add(durations, decodes, largest)
                 sizes = self._gap_sizes
                 while sizes and sizes[-1] <= largest:
                     sizes.pop()
@@ -1096,6 +1101,8 @@ class Replica:
             if request.state == DECODING and self._decodes:
                 self.kv.free_blocks += self.kv.growth_blocks_of(request, self.decode_step)
                 self._decodes -= 1
+            elif request.state == HELD:
+                self._held.remove(request)
             self._drop_running(request)
             request.state = ENDED
         self._given_up.clear()
