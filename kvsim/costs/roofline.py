@@ -166,7 +166,7 @@ class RooflineStep:
 
 
 class _Operators:
-    """The operators whose cost depends on a number of tokens alone, of one rank: arrays of counts to arrays of seconds."""
+    """The operators of one rank whose cost depends on a number of tokens alone: arrays of counts to arrays of s."""
 
     def __init__(self, cost: Roofline, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
         tp = tensor_parallel_size

@@ -30,9 +30,9 @@ _TIMELINE_ROWS, _FEWEST_INSTANTS = 16_000, 250
 def simulate(trace: Trace, cluster: Cluster, options: RunOptions | None = None) -> RunLog:
     """Replay a trace through a cluster.
 
-    The trace's requests are sent at their arrival times (or as sessions and ``max_concurrency`` allow), and everything that
-    happens to them is in the log: times in integer ns, the same for ``mode="leap"`` and ``mode="step"``.
-    Raises ValueError for options that contradict each other.
+    The trace's requests are sent at their arrival times (or as sessions and ``max_concurrency`` allow), and
+    everything that happens to them is in the log: times in integer ns, the same for ``mode="leap"`` and
+    ``mode="step"``. Raises ValueError for options that contradict each other.
     """
     return Simulation(trace, cluster, options or RunOptions()).run()
 
@@ -60,7 +60,7 @@ class _PoolState:
 
 
 class _Handoff:
-    """A request between its two replicas. ``left`` stands for it in the prefill pool's books until the flow has ended."""
+    """A request between its two replicas. ``left`` stands for it in the books of the first until the flow has ended."""
 
     __slots__ = ("flow", "left", "source", "target")
 
@@ -598,17 +598,17 @@ class Simulation:
                 continue
             kv = replica.kv
             line = (
-                f"replica {replica.id} ({replica.role}): {len(replica.waiting)} waiting, {replica.running_count} running, "
-                f"{kv.free_blocks} of {kv.total_blocks} KV blocks free"
+                f"replica {replica.id} ({replica.role}) has {len(replica.waiting)} waiting and "
+                f"{replica.running_count} running, {kv.free_blocks} of {kv.total_blocks} KV blocks free"
             )
             if replica.waiting:
                 head = replica.waiting.first
-                line += (
-                    f"; head is request {head.id}, which needs {kv.missing_blocks(head, head.target_tokens)} blocks for its "
-                    f"{head.target_tokens} tokens"
-                )
+                blocks = kv.missing_blocks(head, head.target_tokens)
+                line += f"; its head is request {head.id}, whose {head.target_tokens} tokens need {blocks} blocks"
             elif replica.offers:
-                line += f"; request {replica.offers[0].id} is offered and needs blocks for {replica.offers[0].prompt_tokens + 1} tokens"
+                offer = replica.offers[0]
+                blocks = kv.missing_blocks(offer, offer.prompt_tokens + 1)
+                line += f"; request {offer.id} is offered to it and needs {blocks} blocks"
             lines.append(line)
         return "nothing can move any more: " + "; ".join(lines)
 

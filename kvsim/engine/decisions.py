@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 class DecisionRecorder:
     """Collects what happens to one replica and hands out one dict per call of its scheduler.
 
-    Keys: ``step start_ns end_ns``; parallel lists in scheduling order ``id n c k`` (request, tokens, context before, kind ``d`` or
-    ``p``); only where not empty ``arrived admitted preempted alloc_failed finished``; ``prefill_tokens decode_requests context_tokens``;
-    ``waiting running free_blocks`` after scheduling and ``free_blocks_end`` after results.
+    Keys: ``step start_ns end_ns``; parallel lists in scheduling order ``id n c k`` (request, tokens, context
+    before, kind ``d`` or ``p``); only where not empty ``arrived admitted preempted alloc_failed finished``;
+    ``prefill_tokens decode_requests context_tokens``; ``waiting running free_blocks`` after scheduling and
+    ``free_blocks_end`` after results.
     """
 
     def __init__(self, replica_id: int, write: Callable[[int, dict[str, Any]], None]) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-
 from kvsim.core.hardware import Link
 from kvsim.core.request import Request
 from kvsim.engine.clock import ENDS, Clock
@@ -22,7 +21,7 @@ class Flow:
 
 
 class SharedLink:
-    """Processor sharing in integers: while m flows are under way, each advances by floor(dt * bytes_per_s / m) in dt ns.
+    """Processor sharing in integers: of m flows under way each advances by floor(dt * bytes_per_s / m) in dt ns.
 
     Shares change only when a flow starts or ends, so the sum never exceeds the bandwidth, and a flow ends at the
     first nanosecond at which its work is done. Latency comes after the flow and is not shared.

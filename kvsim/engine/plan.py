@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class Plan:
     """One step being planned, as a difference to "everybody who decodes goes on".
 
-    ``chunks`` are the bookings so far, (request, context before, tokens), and ``shape`` their totals; the decodes are added
-    when the step is launched. Blocks are taken from the pool as they are booked: those of the chunks by the verbs,
-    those by which the decodes grow in this step (``growth``) when planning begins, if they are there.
+    ``chunks`` are the bookings so far, (request, context before, tokens), and ``shape`` their totals; the decodes
+    are added when the step is launched. Blocks are taken from the pool as they are booked: those of the chunks by
+    the verbs, those by which the decodes grow in this step (``growth``) when planning begins, if they are there.
     """
 
     __slots__ = (
@@ -298,7 +298,7 @@ class Plan:
             shape.prefill_context_tokens += context
 
     def _unbook(self, request: Request) -> None:
-        """Undo this request's chunk, if it has one: its tokens return to the budget. Its blocks go with all it holds."""
+        """Undo this request's chunk, if any: the tokens return to the budget, the blocks go with all it holds."""
         chunk = next((chunk for chunk in self.chunks if chunk[0] is request), None)
         if chunk is None:
             return

@@ -22,8 +22,8 @@ PACK_AT = 65536
 class GapHistogram:
     """Gaps between tokens, counted exactly by nanosecond; memory follows distinct values, not tokens.
 
-    The gaps of a step are one value with a weight. They are collected as they come and merged when what is pending outgrows
-    what is merged, so the cost per gap is constant on average.
+    The gaps of a step are one value with a weight. They are collected as they come and merged when what is pending
+    outgrows what is merged, so the cost per gap is constant on average.
     """
 
     __slots__ = ("_array_runs", "_arrays", "_chunks", "_gap_ns", "_merged", "_pending", "_rare", "runs", "values")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.cluster import Pool
-from kvsim.core.request import DECODING, ENDED, HELD, PREFILLING, WAITING, Request
+from kvsim.core.request import DECODING, ENDED, HELD, WAITING, Request
 from kvsim.core.shape import BatchShape
 from kvsim.engine.clock import FOREVER
 from kvsim.engine.plan import Plan
@@ -27,7 +27,7 @@ SECOND = 1_000_000_000
 _SHORTEST_LEAP, _FIRST_LEAP, _LONGEST_LEAP = 4, 16, 4096
 _INBOX = 512
 ROUND = 6755399441055744.0
-"""1.5 * 2^52: x + ROUND - ROUND is x rounded to an integer, half to even, for x below 2^51; a third of round()'s time."""
+"""1.5 * 2^52: x + ROUND - ROUND is x rounded half to even, for x below 2^51, in a third of the time of round()."""
 
 
 class Waiting(deque[Request]):
@@ -41,40 +41,37 @@ class Waiting(deque[Request]):
 class Replica:
     """What one engine holds and does; also the view that policies read.
 
-    Time: ``boundary_ns`` is where the last applied step ended (or the replica woke up). A stretch of one or more steps
-    with the same batch may be in flight: ``stretch_steps`` > 0, ending at ``ends_ns``. ``due_ns`` is the first moment at which
-    ``settle`` has something to do.
+    Time: ``boundary_ns`` is where the last applied step ended (or the replica woke up). A stretch of one or more
+    steps with the same batch may be in flight: ``stretch_steps`` > 0, ending at ``ends_ns``. ``due_ns`` is the
+    first moment at which ``settle`` has something to do.
 
-    Decodes are totals: ``decoding_count``, ``_context`` and ``_squares`` (sums over them before the next step) and ``decode_step``, the number of
-    decode steps taken. A request that joins at decode step d with r tokens to go is done when ``decode_step`` is d + r; its context then follows from
-    the two numbers it keeps, and nothing is done per step.
+    Decodes are totals: ``decoding_count``, ``_context`` and ``_squares`` (sums over them before the next step) and
+    ``decode_step``, the number of decode steps taken. A request that joins at decode step d with r tokens to go is
+    done when ``decode_step`` is d + r; its context then follows from the two numbers it keeps, and nothing is done
+    per step.
 
-    Gaps: ``_cohort_ns`` is when the decodes last got a token, all of them but those in ``_behind``, whose own last token
-    is in ``gap_from_ns``. The largest gap of a request that stayed with the decodes since time t is the first entry at or
-    after t of ``_gap_starts``/``_gap_sizes``, kept strictly decreasing in size.
+    Gaps: ``_cohort_ns`` is when the decodes last got a token, all of them but those in ``_behind``, whose own last
+    token is in ``gap_from_ns``. The largest gap of a request that stayed with the decodes since time t is the first
+    entry at or after t of ``_gap_starts``/``_gap_sizes``, kept strictly decreasing in size.
     """
 
     __slots__ = (
+        "_asking",
         "_behind",
         "_changed",
         "_check_laws",
         "_chunks",
-        "_fast_columns",
-        "_runs_fast",
         "_cohort_ns",
         "_context",
         "_decode_shape",
         "_decodes",
-        "_durations",
         "_duration",
+        "_durations",
         "_ends",
         "_every_step",
-        "_step_s",
-        "_steps_s",
+        "_fast_columns",
         "_finish_column",
         "_finishing",
-        "_max_gap_column",
-        "_asking",
         "_gap_sizes",
         "_gap_starts",
         "_gaps",
@@ -83,10 +80,12 @@ class Replica:
         "_leap",
         "_leaps",
         "_longest_last",
+        "_max_gap_column",
         "_plan",
         "_recorder",
         "_review_ns",
         "_review_step",
+        "_runs_fast",
         "_samples",
         "_scheduler",
         "_second_end_ns",
@@ -94,6 +93,8 @@ class Replica:
         "_shape",
         "_simulation",
         "_squares",
+        "_step_s",
+        "_steps_s",
         "_steps_seen",
         "admissions",
         "boundary_ns",
@@ -101,7 +102,6 @@ class Replica:
         "decode_step",
         "decoding_count",
         "due_ns",
-        "posted",
         "eager",
         "first_scheduled_column",
         "id",
@@ -110,6 +110,7 @@ class Replica:
         "offers",
         "other_context",
         "peak_used_blocks",
+        "posted",
         "prefilling",
         "ready_count",
         "role",
@@ -260,7 +261,7 @@ class Replica:
 
     @property
     def steps_done(self) -> int:
-        """Steps of the stretch in flight that have ended by now. Time does not go back, so the count goes on from the last look."""
+        """Steps of the stretch in flight that have ended by now; time does not go back, so it counts on."""
         ends, now_ns, done = self._ends or self.ends_ns, self._simulation.now_ns, self._steps_seen
         while done < self.stretch_steps and ends[done] <= now_ns:
             done += 1
@@ -1063,7 +1064,7 @@ class Replica:
         return len(self.waiting) == self.ready_count
 
     def give_up(self, request: Request, now_ns: int) -> None:
-        """The client has gone. Waiting: out at once. Running: out at the end of the step in flight, without its token."""
+        """The client has gone. Waiting: out at once. Running: out at the end of the step in flight, with no token."""
         self.interrupt(now_ns)
         self._note_lost(request)
         if request.state == WAITING:
@@ -1144,7 +1145,7 @@ class Replica:
         self._second_end_ns = (last + 1) * SECOND
 
     def _sample(self, until_ns: int) -> None:
-        """Timeline rows for the instants before ``until_ns``: nothing but steps going by has happened since the last row."""
+        """Timeline rows for the instants before ``until_ns``; only steps have gone by since the last row."""
         samples = self._samples
         if samples.every_step:
             while (start := samples.next_ns) < until_ns:
@@ -1198,7 +1199,8 @@ class Replica:
             sum(r.target_tokens - r.computed_tokens for r in self.waiting),
         )
         booked = (
-            self.decoding_count, self._context, self._squares, self.other_context, self.total_blocks - self.kv.free_blocks,
+            self.decoding_count, self._context, self._squares, self.other_context,
+            self.total_blocks - self.kv.free_blocks,
             self.waiting_tokens - self._simulation.tokens_between_pools(self),
         )  # fmt: skip
         assert counted == booked, f"replica {self.id} at {self.boundary_ns} ns: counted {counted}, booked {booked}"

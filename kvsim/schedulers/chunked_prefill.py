@@ -7,7 +7,7 @@ from kvsim.core.seats import Plan, ReplicaView
 
 @dataclass(frozen=True)
 class ChunkedPrefill:
-    """Running requests first, in admission order; what is left of the token budget goes to the waiting queue, in chunks.
+    """Running requests first, in admission order; the token budget that is left goes to the waiting queue, in chunks.
 
     The rules are those that recordings of vLLM 0.33 show (numbers in brackets, ``docs`` of the recordings): prompts
     are cut to the budget [6] and to ``long_prefill_token_threshold`` unless a request is alone [3]; when blocks run

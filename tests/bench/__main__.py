@@ -1,9 +1,9 @@
 """Run the benchmark: each case in a process of its own, one JSON row per case.
 
-``requests_per_s`` counts CPU seconds from the first event to the complete RunLog; ``process_s`` is the CPU time of the whole process
-(imports, trace, loop, and for ``parquet_1e6`` reading and writing files); ``requests_per_bare_event`` is requests_per_s
-divided by the rate at which SimPy runs bare timeouts of one generator process, measured before and after the loop
-in the same process, so it holds when the machine's speed drifts.
+``requests_per_s`` counts CPU seconds from the first event to the complete RunLog; ``process_s`` is the CPU time of
+the whole process (imports, trace, loop, and for ``parquet_1e6`` reading and writing files);
+``requests_per_bare_event`` is requests_per_s divided by the rate at which SimPy runs bare timeouts of one generator
+process, measured before and after the loop in the same process, so it holds when the machine's speed drifts.
 """
 
 import argparse

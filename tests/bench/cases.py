@@ -1,4 +1,4 @@
-"""The benchmark's cases: Llama-2-7B on A100-80GB, roofline, chunked prefill, 7,424 blocks, 2,048 tokens, 256 requests."""
+"""The benchmark's cases: Llama-2-7B, A100-80GB, roofline, chunked prefill, 7,424 blocks, 2,048 tokens, 256 requests."""
 
 import gc
 import os
