@@ -69,7 +69,6 @@ class Replica:
         "_durations",
         "_ends",
         "_every_step",
-        "_fast_columns",
         "_finish_column",
         "_finishing",
         "_gap_sizes",
@@ -80,6 +79,8 @@ class Replica:
         "_leap",
         "_leaps",
         "_longest_last",
+        "_look_tokens",
+        "_look_until_ns",
         "_max_gap_column",
         "_plan",
         "_recorder",
@@ -96,6 +97,7 @@ class Replica:
         "_step_s",
         "_steps_s",
         "_steps_seen",
+        "_tools",
         "admissions",
         "boundary_ns",
         "decisions",
@@ -151,7 +153,6 @@ class Replica:
         self._recorder = recorder
         self._gaps = recorder.gaps
         columns = recorder.columns
-        self._fast_columns = columns.finish_ns, columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens
         self.first_scheduled_column = columns.first_scheduled_ns
         self._finish_column = recorder.columns.finish_ns
         self._max_gap_column = recorder.columns.max_gap_ns
@@ -196,6 +197,7 @@ class Replica:
         self.stretch_end_ns = 0
         self._ends: Sequence[int] | None = None
         self._steps_seen = 0
+        self._look_tokens = self._look_until_ns = 0
         self._durations: list[int] | NDArray[np.int64] = []
         self._duration = 0  # of a recent decode step, to guess by
         self._decodes = 0
@@ -211,6 +213,14 @@ class Replica:
         self.watchers = 0
         self.posted = -1
         self._plan = Plan(self, pool.scheduler.max_num_batched_tokens)
+        # What the fast loop works with; none of these is ever replaced by another object.
+        self._tools = (
+            self.inbox, self.waiting, self.prefilling, self.running_now, self._finishing, self.kv,
+            self.kv.growth_blocks, self.kv.release, self.kv.join, self._step_s, self._steps_s,
+            self._gap_starts, self._gap_sizes, self._gaps.values, self._gaps.runs, self._decode_shape,
+            samples, self._longest_last, self.total_blocks,
+            columns.finish_ns, columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens,
+        )  # fmt: skip
         if decisions:
             self._plan.refused = []
 
@@ -254,9 +264,18 @@ class Replica:
 
     @property
     def resident_tokens(self) -> int:
+        now_ns = self._simulation.now_ns
+        if now_ns < self._look_until_ns:
+            return self._look_tokens  # no step has ended since the last look
         context = self._context + self.other_context
         if self.stretch_steps > 1:
-            context += self._decodes * self.steps_done
+            done = self.steps_done
+            context += self._decodes * done
+            if done < self.stretch_steps:
+                self._look_until_ns = self.ends_ns[done]
+        elif self.stretch_steps:
+            self._look_until_ns = self.stretch_end_ns
+        self._look_tokens = context
         return context
 
     @property
@@ -315,19 +334,13 @@ class Replica:
         simulation spends its time. What is not as usual (a preemption, a held decode, a sample due, an end beyond now)
         is left to them. Each round is one stretch: arrive, plan, launch, apply.
         """
-        inbox, waiting, prefilling = self.inbox, self.waiting, self.prefilling
-        kv = self.kv
-        growth_blocks, release, join = kv.growth_blocks, kv.release, kv.join
-        step_s, steps_s = self._step_s, self._steps_s
-        finishing, running_now = self._finishing, self.running_now
-        gap_starts, gap_sizes = self._gap_starts, self._gap_sizes
-        values, weights = self._gaps.values, self._gaps.runs
-        decode_shape = self._decode_shape
-        sample_ns = self._samples.next_ns
-        longest_last = self._longest_last
-        total_blocks = self.total_blocks
-        columns = self._fast_columns
-        finish_column, max_gap_column, first_token_column, computed_column = columns
+        (
+            inbox, waiting, prefilling, running_now, finishing, kv, growth_blocks, release, join, step_s, steps_s,
+            gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks,
+            finish_column, max_gap_column, first_token_column, computed_column,
+        ) = self._tools  # fmt: skip
+        sample_ns = samples.next_ns
+        steps_run = stretches_run = 0
         start = self.boundary_ns
         decodes = self.decoding_count
         context, squares, step = self._context, self._squares, self.decode_step
@@ -354,6 +367,8 @@ class Replica:
                 chunks = plan.chunks
                 if not chunks or plan.preempted or plan.runs is not None or plan.decodes_held or self._asking:
                     self._duration, self._leap = duration, leap
+                    self.steps += steps_run
+                    self.stretches += stretches_run
                     self._send_off(plan)
                     return
                 shape = plan.shape
@@ -369,6 +384,8 @@ class Replica:
                 if end > now_ns or sample_ns < end or largest >= LONGEST_PACKED_NS:
                     self._chunks = chunks
                     self._duration = duration
+                    self.steps += steps_run
+                    self.stretches += stretches_run
                     self._fly(start, end, [largest], shape, decodes, leap)
                     return
                 if decodes:
@@ -426,6 +443,8 @@ class Replica:
                     self._context, self._squares, self.decode_step = context, squares, step
                     kv.free_blocks -= growth_blocks(step, 1)
                     self._duration = duration
+                    self.steps += steps_run
+                    self.stretches += stretches_run
                     self._fly(
                         start, end, [int(d) for d in durations] if many is None else many, decode_shape, decodes, leap
                     )
@@ -439,8 +458,8 @@ class Replica:
             # ---- apply
             if total_blocks - free > self.peak_used_blocks:
                 self.peak_used_blocks = total_blocks - free
-            self.steps += steps
-            self.stretches += 1
+            steps_run += steps
+            stretches_run += 1
             tokens = 0
             if decodes:
                 tokens = decodes * steps
@@ -519,6 +538,8 @@ class Replica:
         self.decoding_count = decodes
         self._context, self._squares, self.decode_step = context, squares, step
         self._duration, self._leap = duration, leap
+        self.steps += steps_run
+        self.stretches += stretches_run
         self.due_ns = start + 1 if running_now or waiting else FOREVER
         if len(values) >= PACK_AT:
             self._gaps.pack()
@@ -1137,10 +1158,20 @@ class Replica:
             counter[self._second_end_ns // SECOND - 1] += self._second_tokens
         last = end // SECOND
         done = 0
-        while (second := int(ends[done]) // SECOND) < last:
+        second = int(ends[0]) // SECOND
+        if second < last and isinstance(ends, np.ndarray):
+            # Where each of the seconds in between ends; the last one stays open.
+            borders = np.arange(second + 1, last + 1) * SECOND
+            for upto in ends[:steps].searchsorted(borders).tolist():
+                if upto > done:
+                    counter[second] += decodes * (upto - done)
+                second += 1
+                done = upto
+        while second < last:
             upto = bisect_left(ends, (second + 1) * SECOND, done, steps)
             counter[second] += decodes * (upto - done)
             done = upto
+            second = int(ends[done]) // SECOND
         self._second_tokens = decodes * (steps - done) + sampled
         self._second_end_ns = (last + 1) * SECOND
 
