@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from heapq import heappop, heappush
@@ -381,13 +381,16 @@ class Replica:
                 largest = round(step_s(shape) * 1e9)
                 end = start + largest
                 free = kv.free_blocks
-                if end > now_ns or sample_ns < end or largest >= LONGEST_PACKED_NS:
+                if end > now_ns or largest >= LONGEST_PACKED_NS:
                     self._chunks = chunks
                     self._duration = duration
                     self.steps += steps_run
                     self.stretches += stretches_run
                     self._fly(start, end, [largest], shape, decodes, leap)
                     return
+                if sample_ns < end:
+                    self._sample_steps((end,), (largest,), shape, step, decodes, end)
+                    sample_ns = samples.next_ns
                 if decodes:
                     values.append(largest)
                     weights += (decodes, 1)
@@ -437,7 +440,7 @@ class Replica:
                     break
                 if steps == leap < _LONGEST_LEAP:
                     leap = steps * 2
-                if end > now_ns or sample_ns < end:
+                if end > now_ns:
                     self.boundary_ns = self._cohort_ns = start
                     self.decoding_count = decodes
                     self._context, self._squares, self.decode_step = context, squares, step
@@ -449,6 +452,12 @@ class Replica:
                         start, end, [int(d) for d in durations] if many is None else many, decode_shape, decodes, leap
                     )
                     return
+                if sample_ns < end:
+                    kv.free_blocks -= growth_blocks(step, 1)
+                    whole = [int(d) for d in durations] if many is None else many.tolist()
+                    whole_ends = list(accumulate(whole, initial=start))[1:]
+                    self._sample_steps(whole_ends, whole, decode_shape, step, decodes, end)
+                    sample_ns = samples.next_ns
                 kv.free_blocks = free
                 if many is None:
                     values += durations
@@ -1178,32 +1187,46 @@ class Replica:
     def _sample(self, until_ns: int) -> None:
         """Timeline rows for the instants before ``until_ns``; only steps have gone by since the last row."""
         samples = self._samples
-        if samples.every_step:
-            while (start := samples.next_ns) < until_ns:
-                samples.add(self._row(start))
-                following = bisect_right(self.ends_ns, start, 0, self.stretch_steps)
-                samples.next_ns = int(self.ends_ns[following]) if following < self.stretch_steps - 1 else FOREVER
-            return
-        if not self.stretch_steps:
-            samples.skip_gap(until_ns)
-        while samples.next_ns < until_ns:
-            samples.add(self._row(samples.next_ns))
-
-    def _row(self, time_ns: int) -> tuple[int, ...]:
-        free = self.kv.free_blocks
-        step_ns = batch = prefill = decodes = 0
         if self.stretch_steps:
-            i = bisect_right(self.ends_ns, time_ns, 0, self.stretch_steps)
-            if i and self._decodes:
-                free -= self.kv.growth_blocks(self.decode_step + 1, i)
-            step_ns = int(self._durations[i])
-            prefill = self._shape.prefill_tokens
-            decodes = self._shape.decode_requests
-            batch = prefill + decodes
-        return (
-            time_ns, step_ns, len(self.waiting), len(self.running_now), batch, prefill, decodes,
-            self.total_blocks - free, 0, free,
-        )  # fmt: skip
+            ends = self.ends_ns
+            self._sample_steps(ends, self._durations, self._shape, self.decode_step, self._decodes, until_ns)
+            return
+        samples.skip_gap(until_ns)
+        free = self.kv.free_blocks
+        while samples.next_ns < until_ns:
+            samples.add((
+                samples.next_ns, 0, len(self.waiting), len(self.running_now), 0, 0, 0,
+                self.total_blocks - free, 0, free,
+            ))  # fmt: skip
+
+    def _sample_steps(
+        self,
+        ends: Sequence[int],
+        durations: Sequence[int] | NDArray[np.int64],
+        shape: BatchShape,
+        decode_step: int,
+        decodes: int,
+        until_ns: int,
+    ) -> None:
+        """Rows for the instants before ``until_ns`` in a stretch whose first step has its blocks."""
+        samples, kv, inbox = self._samples, self.kv, self.inbox
+        prefill, batch_decodes = shape.prefill_tokens, shape.decode_requests
+        i = 0
+        while (time_ns := samples.next_ns) < until_ns:
+            while ends[i] <= time_ns:
+                i += 1
+            free = kv.free_blocks
+            if i and decodes:
+                free -= kv.growth_blocks(decode_step + 1, i)
+            waiting = len(self.waiting)
+            if inbox and inbox[0].arrival_ns <= time_ns:
+                waiting += sum(request.arrival_ns <= time_ns for request in inbox)
+            samples.add((
+                time_ns, int(durations[i]), waiting, len(self.running_now), prefill + batch_decodes, prefill,
+                batch_decodes, self.total_blocks - free, 0, free,
+            ))  # fmt: skip
+            if samples.every_step:
+                samples.next_ns = ends[i] if i + 1 < self.stretch_steps else FOREVER
 
     def _check_books(self) -> None:
         """Recount what the totals say, request by request. Raises AssertionError with the numbers."""
