@@ -548,6 +548,7 @@ class Simulation:
         finished = (columns["status"] == UNFINISHED) & (columns["finish_ns"] != NEVER)
         columns["status"][finished] = FINISHED
         columns["generated_tokens"][finished] = columns["output_tokens"][finished]
+        recorder.pack_seconds()
         unfinished = columns["status"] == UNFINISHED
         never_sent = unfinished & (columns["arrival_ns"] == NEVER)
         stuck = self._options.horizon_ns is None and bool((unfinished & ~never_sent).any())

@@ -538,10 +538,11 @@ class Replica:
             if end < self._second_end_ns:
                 self._second_tokens += tokens
             elif steps == 1:
-                self._count_seconds([end], 1, end, tokens, 0)
+                self._count_seconds((end,), 1, end, tokens, 0)
+            elif many is None:
+                self._count_seconds([start + int(e) for e in accumulate(durations)], steps, end, tokens // steps, 0)
             else:
-                ended = [start + int(e) for e in accumulate(durations)] if many is None else ends + start
-                self._count_seconds(ended, steps, end, tokens // steps, 0)
+                self._recorder.count_tokens(ends[:steps] + start, tokens // steps)
             start = end
         self.boundary_ns = self._cohort_ns = start
         self.decoding_count = decodes
@@ -1158,9 +1159,7 @@ class Replica:
 
     # ---- records
 
-    def _count_seconds(
-        self, ends: Sequence[int] | NDArray[np.int64], steps: int, end: int, decodes: int, sampled: int
-    ) -> None:
+    def _count_seconds(self, ends: Sequence[int], steps: int, end: int, decodes: int, sampled: int) -> None:
         """Tokens of a stretch that ends in a new second: book each step's in the second in which it ended."""
         counter = self._recorder.tokens_by_second
         if self._second_tokens:
@@ -1168,14 +1167,6 @@ class Replica:
         last = end // SECOND
         done = 0
         second = int(ends[0]) // SECOND
-        if second < last and isinstance(ends, np.ndarray):
-            # Where each of the seconds in between ends; the last one stays open.
-            borders = np.arange(second + 1, last + 1) * SECOND
-            for upto in ends[:steps].searchsorted(borders).tolist():
-                if upto > done:
-                    counter[second] += decodes * (upto - done)
-                second += 1
-                done = upto
         while second < last:
             upto = bisect_left(ends, (second + 1) * SECOND, done, steps)
             counter[second] += decodes * (upto - done)
