@@ -112,13 +112,19 @@ def execute(
 def _decisions_file(path: Path, replicas: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
     """A writer of one JSON object per step, which names its replica if there are several.
 
-    The file appears when the block completes; equal runs give equal bytes.
+    The file appears when the block completes; equal runs give equal bytes. Raises InputError if it cannot be written.
     """
+
+    def refusal(problem: str | None) -> InputError:
+        return InputError(f"{path} cannot be written: {problem}", key="--decisions", hint="name another file")
+
+    if path.is_dir():
+        raise refusal("Is a directory")
     temporary = path.with_name(f"{path.name}.kvsim-tmp-{secrets.token_hex(4)}")
     try:
         raw = temporary.open("wb")
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}", key="--decisions") from None
+        raise refusal(error.strerror) from None
     try:
         with raw:
             packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else raw
@@ -130,5 +136,9 @@ def _decisions_file(path: Path, replicas: int) -> Iterator[Callable[[int, dict[s
 
                 yield write
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise  # somebody else's file: a policy that reads one
+        raise refusal(error.strerror) from error
     finally:
         temporary.unlink(missing_ok=True)

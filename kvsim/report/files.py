@@ -6,7 +6,7 @@ import platform
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,8 +30,8 @@ _TEMPORARY: Final = ".kvsim-tmp-"
 def prepare_output(out_dir: str | os.PathLike[str], overwrite: bool = False) -> Path:
     """Make sure, before a long simulation, that a result can be written there. Returns the absolute path.
 
-    Creates missing parents, not the folder itself. Raises InputError if it is a file, is not empty (unless
-    ``overwrite``), or cannot be written.
+    Creates nothing that stays. Raises InputError if it is a file, is not empty (unless ``overwrite``), or cannot be
+    written.
     """
     path = Path(out_dir).expanduser().resolve()
     try:
@@ -40,9 +40,8 @@ def prepare_output(out_dir: str | os.PathLike[str], overwrite: bool = False) -> 
                 raise _refusal(path, "is a file", "name a folder")
             if not overwrite and any(_TEMPORARY not in entry.name for entry in path.iterdir()):
                 raise _refusal(path, "is not empty", "pass --overwrite to replace a result in it, or name another")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_folder(path):
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        with _temporary_folder(existing, path.name):
             pass  # the only sure test: permissions alone do not tell about read-only file systems
     except OSError as error:
         raise _refusal(path, f"cannot be written: {error.strerror}", "name a folder that can") from error
@@ -129,7 +128,8 @@ def read_table(run_dir: str | os.PathLike[str], name: str) -> Any:
 @contextmanager
 def _moved_into_place(path: Path) -> Iterator[Path]:
     """A temporary folder whose files end up in ``path`` if, and only if, the block completes."""
-    with _temporary_folder(path) as temporary:
+    parent = path if path.exists() else path.parent  # what exists may be a mount of its own
+    with _missing_parents(path), _temporary_folder(parent, path.name) as temporary:
         yield temporary
         if path.exists():
             (path / SUMMARY).unlink(missing_ok=True)
@@ -140,10 +140,22 @@ def _moved_into_place(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _temporary_folder(path: Path) -> Iterator[Path]:
-    """A folder in ``path`` if that exists (it may be a mount of its own), else next to it; removed at the end."""
-    parent = path if path.exists() else path.parent
-    folder = parent / f"{path.name}{_TEMPORARY}{secrets.token_hex(4)}"
+def _missing_parents(path: Path) -> Iterator[None]:
+    """Makes the parents of ``path``; those that were missing go again if they are empty at the end."""
+    missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+
+
+@contextmanager
+def _temporary_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder in ``parent``; removed at the end, if it is still there."""
+    folder = parent / f"{name}{_TEMPORARY}{secrets.token_hex(4)}"
     folder.mkdir()
     try:
         yield folder

@@ -100,7 +100,11 @@ def plot_run(
                     path = target / f"{name}.{kind}"
                     # a date in the file would make equal runs differ
                     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-                    figure.savefig(path, dpi=150, metadata=undated)
+                    try:
+                        figure.savefig(path, dpi=150, metadata=undated)
+                    except BaseException:
+                        path.unlink(missing_ok=True)  # half a figure, on a full disk or after Ctrl-C
+                        raise
                     written.append(path)
     except OSError as error:
         raise InputError(

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,9 @@ def test_unreadable_yaml(refused: Refused) -> None:
 
 
 def test_duplicate_keys(refused: Refused) -> None:
-    assert refused(GOOD + "seed: 1\nseed: 2\n") == 's.yaml:4: not valid YAML: found duplicate key "seed"'
+    assert (
+        refused(GOOD + "seed: 1\nseed: 2\n") == 's.yaml:4: not valid YAML: found duplicate key "seed"; keep one of them'
+    )
 
 
 def test_a_missing_scenario(refused: Refused) -> None:
@@ -142,7 +145,23 @@ def test_an_output_folder_that_is_not_empty_is_a_file_or_cannot_be_made(refused:
 def test_decisions_that_cannot_be_written(refused: Refused) -> None:
     assert (
         refused(GOOD, TRACE, "--out", "out", "--decisions", "no/d.jsonl")
-        == "--decisions: no/d.jsonl cannot be written: No such file or directory"
+        == "--decisions: no/d.jsonl cannot be written: No such file or directory; name another file"
+    )
+    assert "--decisions: . cannot be written: Is a directory" in refused(
+        GOOD, TRACE, "--out", "out", "--decisions", "."
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_fills_up_under_the_decisions(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file = Path.open
+
+    def open_full(path: Path, *args: Any, **options: Any) -> Any:
+        return open_file(Path("/dev/full") if ".kvsim-tmp-" in path.name else path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    assert refused(GOOD, TRACE, "--out", "out", "--decisions", "d.jsonl") == (
+        "--decisions: d.jsonl cannot be written: No space left on device; name another file"
     )
 
 
@@ -167,5 +186,5 @@ def test_an_error_in_the_middle_of_a_run_leaves_nothing(refused: Refused, tmp_pa
         )
     (tmp_path / "decode.csv").write_text("batch_size,kv_tokens_mean_ceil64,ms_all_layers\n1,64,1\n")
     table = "cost: {name: table, linear_csv: linear.csv, decode_csv: decode.csv, prefill_csv: prefill.csv}\n"
-    message = refused(GOOD + table, TRACE, "--out", "out", "--decisions", "d.jsonl")
+    message = refused(GOOD + table, TRACE, "--out", "new/and/out", "--decisions", "d.jsonl")
     assert "decode.csv" in message
