@@ -96,7 +96,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "quantization": _NOT_YET,
                 "dtype": "is read from the model",
                 "enforce_eager": _NOT_YET,
-                "swap_space": "no longer exists in vLLM: preemption is by recomputation",
+                "swap_space": "no longer exists: preemption is by recomputation",
                 "disable_log_stats": _NO_EFFECT,
                 "disable_log_requests": _NO_EFFECT,
                 "trust_remote_code": _NO_EFFECT,

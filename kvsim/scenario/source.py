@@ -103,7 +103,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError("no such scenario file", file=path) from None
+        raise InputError("no such scenario file", file=path, hint=f"the working directory is {Path.cwd()}") from None
     except UnicodeDecodeError:
         raise InputError("not a text file in UTF-8", file=path, hint="a scenario is a YAML file") from None
     except OSError as error:
@@ -123,9 +123,9 @@ def parse_yaml(text: str, *, file: object = None, key: str | None = None, lines:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = (error.problem or error.context or "cannot be parsed").strip().split(" with value ")[0]
-        raise InputError(
-            f"not valid YAML: {problem}", file=file, key=key, line=mark.line + 1 if mark and file else None
-        ) from None
+        line = mark.line + 1 if mark and file else None
+        hint = "keep one of them" if problem.startswith("found duplicate key") else None
+        raise InputError(f"not valid YAML: {problem}", file=file, key=key, line=line, hint=hint) from None
     except YAMLError as error:
         raise InputError(f"not valid YAML: {str(error).splitlines()[0]}", file=file, key=key) from None
     except Exception as error:  # tags on the wrong kind of value, bottomless nesting: whatever ruamel.yaml trips over
@@ -147,7 +147,8 @@ def _plain(node: Any, at: Key, lines: dict[Key, int], file: object, name: str | 
                 raise InputError(f"key {written!r} is not text", file=file, line=line, key=here)
             key = str(written).replace("-", "_")
             if key in data:
-                raise InputError(f"duplicate key {str(written)!r}", file=file, line=line, key=here)
+                problem = f"duplicate key {str(written)!r}"
+                raise InputError(problem, file=file, line=line, key=here, hint="keep one of them")
             if line is not None:
                 lines[(*at, key)] = line
             data[key] = _plain(value, (*at, key), lines, file, name)
