@@ -303,7 +303,10 @@ class Replica:
                     self._arrive_in_flight(inbox[0].arrival_ns)
                 if self.stretch_end_ns > now_ns:
                     return
-                self._apply()
+                if self._as_usual(self.stretch_start_ns) and self._decodes == self.decoding_count:
+                    self._run(now_ns)
+                else:
+                    self._apply()
                 continue
             boundary_ns = self.boundary_ns
             if self.due_ns == FOREVER:
@@ -316,16 +319,21 @@ class Replica:
                 self._arrive(boundary_ns)
             elif boundary_ns >= now_ns:
                 return
-            elif (
-                self._runs_fast
-                and not self.offers
-                and not self._asking
-                and not self._behind
-                and (self._cohort_ns == boundary_ns or not self.decoding_count)
-            ):
+            elif self._as_usual(boundary_ns):
                 self._run(now_ns)
             else:
                 self._launch()
+
+    def _as_usual(self, start_ns: int) -> bool:
+        """Nothing about the stretch that starts there is beyond the fast loop."""
+        return (
+            self._runs_fast
+            and (self._cohort_ns == start_ns or not self.decoding_count)
+            and not self._asking
+            and not self.offers
+            and not self._behind
+            and not self._given_up
+        )
 
     def _run(self, now_ns: int) -> None:
         """Step after step and leap after leap until ``now_ns`` or until something is not as usual.
@@ -345,125 +353,152 @@ class Replica:
         decodes = self.decoding_count
         context, squares, step = self._context, self._squares, self.decode_step
         duration, leap = self._duration, self._leap
+        flying = self.stretch_steps > 0
         while True:
-            # ---- arrive
-            arrival_ns = inbox[0].arrival_ns if inbox else FOREVER
-            if arrival_ns <= start:
-                while arrival_ns <= start:
-                    request = inbox.popleft()
-                    waiting.append(request)
-                    self.waiting_tokens += request.prompt_tokens
-                    arrival_ns = inbox[0].arrival_ns if inbox else FOREVER
-                self._changed = True
-            if start >= now_ns:
-                break
-            # ---- plan and launch
-            chunks = None
-            if (waiting or prefilling) and self._changed:
-                self.boundary_ns = self._cohort_ns = start
-                self.decoding_count = decodes
-                self._context, self._squares, self.decode_step = context, squares, step
-                plan = self._consult(start)
-                chunks = plan.chunks
-                if not chunks or plan.preempted or plan.runs is not None or plan.decodes_held or self._asking:
-                    self._duration, self._leap = duration, leap
-                    self.steps += steps_run
-                    self.stretches += stretches_run
-                    self._send_off(plan)
-                    return
-                shape = plan.shape
-                if decodes:
-                    shape.decode_context_tokens += context
-                    shape.decode_context_squares += squares
-                    shape.sampled_requests += decodes
-                shape.decode_requests = decodes + plan.chunk_decodes
-                steps = 1
-                largest = round(step_s(shape) * 1e9)
-                end = start + largest
-                free = kv.free_blocks
-                if end > now_ns or largest >= LONGEST_PACKED_NS:
-                    self._chunks = chunks
-                    self._duration = duration
-                    self.steps += steps_run
-                    self.stretches += stretches_run
-                    self._fly(start, end, [largest], shape, decodes, leap)
-                    return
+            if flying:  # a stretch that was launched earlier has ended by now
+                flying = False
+                start, end, steps = self.stretch_start_ns, self.stretch_end_ns, self.stretch_steps
                 if sample_ns < end:
-                    self._sample_steps((end,), (largest,), shape, step, decodes, end)
+                    self._sample(end)
                     sample_ns = samples.next_ns
+                launched = self._durations
+                chunks = self._chunks
+                self._chunks = ()
+                self.stretch_steps = 0
+                free = kv.free_blocks
+                if steps > 1:
+                    kv.free_blocks = free = free - growth_blocks(step + 1, steps - 1)
+                if len(launched) != steps:
+                    launched = launched[:steps]
+                largest = int(launched[-1] if longest_last else max(launched))
                 if decodes:
-                    values.append(largest)
-                    weights += (decodes, 1)
-            elif not decodes:
-                break
+                    self._gaps.add(launched, decodes, largest)
+                many = None
+                durations = launched if isinstance(launched, list) else launched.tolist()
             else:
-                finish, admission, request = finishing[0]
-                if request.finish_step != finish or request.admission != admission or request.state != DECODING:
-                    heappop(finishing)
-                    continue
-                steps = finish - step
-                if steps > leap:
-                    steps = leap
-                if prefilling:
-                    steps = 1
-                elif duration and arrival_ns < FOREVER:
-                    # Not many more than there is time for: what is computed beyond the arrival is thrown away.
-                    until_arrival = (arrival_ns - start) // duration + 2
-                    if steps > until_arrival:
-                        steps = until_arrival
-                decode_shape.decode_requests = decode_shape.sampled_requests = decodes
-                decode_shape.decode_context_tokens = context
-                decode_shape.decode_context_squares = squares
-                seconds = steps_s(decode_shape, steps)
-                if isinstance(seconds, list):
-                    durations = [s * 1e9 + ROUND - ROUND for s in seconds]
-                    end = start + int(sum(durations))
-                    duration = int(durations[-1])
-                    while end - duration >= arrival_ns:  # this one would be launched after the arrival
-                        durations.pop()
-                        end -= duration
-                        duration = int(durations[-1])
-                    steps = len(durations)
-                    largest = duration if longest_last else int(max(durations))
-                    many = None
-                else:
-                    many = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
-                    ends = many.cumsum()
-                    if arrival_ns < start + int(ends[-1]):
-                        steps = int(ends.searchsorted(arrival_ns - start)) + 1
-                        many = many[:steps]
-                    end = start + int(ends[steps - 1])
-                    duration = int(many[-1])
-                    largest = duration if longest_last else int(many.max())
-                free = kv.free_blocks - growth_blocks(step, steps)
-                if free < 0 or largest >= LONGEST_PACKED_NS:
+                # ---- arrive
+                arrival_ns = inbox[0].arrival_ns if inbox else FOREVER
+                if arrival_ns <= start:
+                    while arrival_ns <= start:
+                        request = inbox.popleft()
+                        waiting.append(request)
+                        self.waiting_tokens += request.prompt_tokens
+                        arrival_ns = inbox[0].arrival_ns if inbox else FOREVER
+                    self._changed = True
+                if start >= now_ns:
                     break
-                if steps == leap < _LONGEST_LEAP:
-                    leap = steps * 2
-                if end > now_ns:
+                # ---- plan and launch
+                chunks = None
+                if (waiting or prefilling) and self._changed:
                     self.boundary_ns = self._cohort_ns = start
                     self.decoding_count = decodes
                     self._context, self._squares, self.decode_step = context, squares, step
-                    kv.free_blocks -= growth_blocks(step, 1)
-                    self._duration = duration
-                    self.steps += steps_run
-                    self.stretches += stretches_run
-                    self._fly(
-                        start, end, [int(d) for d in durations] if many is None else many, decode_shape, decodes, leap
-                    )
-                    return
-                if sample_ns < end:
-                    kv.free_blocks -= growth_blocks(step, 1)
-                    whole = [int(d) for d in durations] if many is None else many.tolist()
-                    whole_ends = list(accumulate(whole, initial=start))[1:]
-                    self._sample_steps(whole_ends, whole, decode_shape, step, decodes, end)
-                    sample_ns = samples.next_ns
-                kv.free_blocks = free
-                if many is None:
-                    values += durations
-                    weights += (decodes, steps)
+                    plan = self._consult(start)
+                    chunks = plan.chunks
+                    if not chunks or plan.preempted or plan.runs is not None or plan.decodes_held or self._asking:
+                        self._duration, self._leap = duration, leap
+                        self.steps += steps_run
+                        self.stretches += stretches_run
+                        self._send_off(plan)
+                        return
+                    shape = plan.shape
+                    if decodes:
+                        shape.decode_context_tokens += context
+                        shape.decode_context_squares += squares
+                        shape.sampled_requests += decodes
+                    shape.decode_requests = decodes + plan.chunk_decodes
+                    steps = 1
+                    largest = round(step_s(shape) * 1e9)
+                    end = start + largest
+                    free = kv.free_blocks
+                    if end > now_ns or largest >= LONGEST_PACKED_NS:
+                        self._chunks = chunks
+                        self._duration = duration
+                        self.steps += steps_run
+                        self.stretches += stretches_run
+                        self._fly(start, end, [largest], shape, decodes, leap)
+                        return
+                    if sample_ns < end:
+                        self._sample_steps((end,), (largest,), shape, step, decodes, end)
+                        sample_ns = samples.next_ns
+                    if decodes:
+                        values.append(largest)
+                        weights += (decodes, 1)
+                elif not decodes:
+                    break
                 else:
-                    self._gaps.add(many, decodes, largest)
+                    finish, admission, request = finishing[0]
+                    if request.finish_step != finish or request.admission != admission or request.state != DECODING:
+                        heappop(finishing)
+                        continue
+                    steps = finish - step
+                    if steps > leap:
+                        steps = leap
+                    if prefilling:
+                        steps = 1
+                    elif duration and arrival_ns < FOREVER:
+                        # Not many more than there is time for: what is computed beyond the arrival is thrown away.
+                        until_arrival = (arrival_ns - start) // duration + 2
+                        if steps > until_arrival:
+                            steps = until_arrival
+                    decode_shape.decode_requests = decode_shape.sampled_requests = decodes
+                    decode_shape.decode_context_tokens = context
+                    decode_shape.decode_context_squares = squares
+                    seconds = steps_s(decode_shape, steps)
+                    if isinstance(seconds, list):
+                        durations = [s * 1e9 + ROUND - ROUND for s in seconds]
+                        end = start + int(sum(durations))
+                        duration = int(durations[-1])
+                        while end - duration >= arrival_ns:  # this one would be launched after the arrival
+                            durations.pop()
+                            end -= duration
+                            duration = int(durations[-1])
+                        steps = len(durations)
+                        largest = duration if longest_last else int(max(durations))
+                        many = None
+                    else:
+                        many = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
+                        ends = many.cumsum()
+                        if arrival_ns < start + int(ends[-1]):
+                            steps = int(ends.searchsorted(arrival_ns - start)) + 1
+                            many = many[:steps]
+                        end = start + int(ends[steps - 1])
+                        duration = int(many[-1])
+                        largest = duration if longest_last else int(many.max())
+                    free = kv.free_blocks - growth_blocks(step, steps)
+                    if free < 0 or largest >= LONGEST_PACKED_NS:
+                        break
+                    if steps == leap < _LONGEST_LEAP:
+                        leap = steps * 2
+                    if end > now_ns:
+                        self.boundary_ns = self._cohort_ns = start
+                        self.decoding_count = decodes
+                        self._context, self._squares, self.decode_step = context, squares, step
+                        kv.free_blocks -= growth_blocks(step, 1)
+                        self._duration = duration
+                        self.steps += steps_run
+                        self.stretches += stretches_run
+                        self._fly(
+                            start,
+                            end,
+                            [int(d) for d in durations] if many is None else many,
+                            decode_shape,
+                            decodes,
+                            leap,
+                        )
+                        return
+                    if sample_ns < end:
+                        kv.free_blocks -= growth_blocks(step, 1)
+                        whole = [int(d) for d in durations] if many is None else many.tolist()
+                        whole_ends = list(accumulate(whole, initial=start))[1:]
+                        self._sample_steps(whole_ends, whole, decode_shape, step, decodes, end)
+                        sample_ns = samples.next_ns
+                    kv.free_blocks = free
+                    if many is None:
+                        values += durations
+                        weights += (decodes, steps)
+                    else:
+                        self._gaps.add(many, decodes, largest)
             # ---- apply
             if total_blocks - free > self.peak_used_blocks:
                 self.peak_used_blocks = total_blocks - free
