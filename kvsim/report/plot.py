@@ -38,6 +38,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "font.size": 10,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,

@@ -322,7 +322,9 @@ class CsvTable:
                 for name, i, kind in wanted:
                     if not _parses([record[i]], kind):
                         problem = f"{shown(record[i])} is not {kind.allowed}"
-                        return InputError(problem, file=self.path, line=line, key=name)
+                        return InputError(
+                            problem, file=self.path, line=line, key=name, hint="correct the cell or leave out the row"
+                        )
         if empty:
             return InputError("has a header but no rows", file=self.path, hint="a trace needs at least one row")
         return InputError(f"cannot be read as CSV: {shown(reason)}", file=self.path)

@@ -28,7 +28,8 @@ def test_other_stamps_are_refused(tmp_path: Path, stamp: str) -> None:
     with pytest.raises(InputError) as caught:
         read_trace(path)
     assert str(caught.value) == (
-        f"{path}:2: TIMESTAMP: '{stamp}' is not YYYY-MM-DD hh:mm:ss with at most nine decimals and no time zone"
+        f"{path}:2: TIMESTAMP: '{stamp}' is not YYYY-MM-DD hh:mm:ss with at most nine decimals and no time zone; "
+        "correct the cell or leave out the row"
     )
 
 

@@ -96,7 +96,7 @@ def test_sessions_keep_their_numbers_across_batches(tmp_path: Path) -> None:
         (HEADER + "0,1,2\ninf,1,2\n", "t.csv:3: arrival_s: 'inf' is not a finite time; allowed: times of at most"),
         (
             HEADER + "".join(f"{i},5,5\n" for i in range(299)) + "299,abc,5\n" + "300,5,5\n" * 9000,
-            "t.csv:301: prompt_tokens: 'abc' is not a whole number of at most 18 digits",
+            "t.csv:301: prompt_tokens: 'abc' is not a whole number of at most 18 digits; correct the cell or leave out",
         ),
         (HEADER + "0,,2\n", "t.csv:2: prompt_tokens: '' is not a whole number of at most 18 digits"),
         (HEADER + "0,1.0,2\n", "t.csv:2: prompt_tokens: '1.0' is not a whole number of at most 18 digits"),
