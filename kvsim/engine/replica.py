@@ -78,6 +78,7 @@ class Replica:
         "_held",
         "_leap",
         "_leaps",
+        "_lone_preemptions",
         "_longest_last",
         "_look_tokens",
         "_look_until_ns",
@@ -175,6 +176,7 @@ class Replica:
         self.admissions = 0
         self._held: list[Request] = []
         self._given_up: list[Request] = []
+        self._lone_preemptions = 0  # of a request that ran alone, since something else happened
         self.other_context = 0  # tokens in KV of running requests that do not decode
         # decodes
         self.decoding_count = 0
@@ -632,6 +634,7 @@ class Replica:
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
         self._changed = True
+        self._lone_preemptions = 0
         if not self.stretch_steps and self.due_ns == FOREVER:
             self._wake(now_ns)
 
@@ -697,6 +700,8 @@ class Replica:
         self.waiting.insert(self.ready_count, request)
         self.waiting_tokens += request.target_tokens
         self._changed = True
+        if not self.running_now:
+            self._lone_preemptions += 1
 
     def _drop_running(self, request: Request) -> None:
         """Out of the running list, with all its blocks."""
@@ -856,6 +861,8 @@ class Replica:
             self._decodes = decodes
             if decodes or plan.chunks or not plan.preempted:
                 break
+            if self._lone_preemptions > 1:
+                break  # a request that was alone preempts itself again and again: nothing here will change that
             if self.decisions:
                 self.decisions.launched(self, plan, start, start)
         self._review_ns = FOREVER if plan.review_ns is None else plan.review_ns
@@ -1033,6 +1040,7 @@ class Replica:
                 self.prefilling.append(request)
             return 0
         # It has all it needs in KV, so the step sampled its next token.
+        self._lone_preemptions = 0
         self.other_context -= before
         if request in self.prefilling:
             self.prefilling.remove(request)
