@@ -17,14 +17,15 @@ MARGIN = 0.05
 stable one, in exchange for a trace that ends in a busy hour not being called overloaded."""
 
 
-def stability(log: RunLog, window: Window) -> Stability:
+def stability(log: RunLog, window: Window, max_concurrency: int | None = None) -> Stability:
     """The verdict on the measured part of a run.
 
     Of A arrivals over T (first to last arrival), B had not been completed at the last arrival. A system that keeps
     up has about A / T x S of them in service then (Little's law; S is the mean time in service: first scheduled to
     last token, less the largest gap, which holds any wait between pools). What is above that is a backlog, and it
     counts if it exceeds max(2 sqrt(A), 0.05 A). Rejected requests do not count: they were refused for their size,
-    not for load. A client that gave up is an arrival that was not completed.
+    not for load. A client that gave up is an arrival that was not completed. In a closed loop a request is sent when
+    another ends, so up to ``max_concurrency`` of them are no backlog.
 
     - ``stuck``: the run ended because nothing could move any more
     - ``stable``: no backlog
@@ -44,7 +45,7 @@ def stability(log: RunLog, window: Window) -> Stability:
     remaining = arrivals - int((served & (log.finish_ns <= last_ns)).sum())
     in_service_s = (inference_s(log) - np.nan_to_num(max_itl_s(log)))[served]
     service_s = float(in_service_s.mean()) if len(in_service_s) else np.inf
-    allowed = max(NOISE * arrivals**0.5, MARGIN * arrivals)
+    allowed = max(NOISE * arrivals**0.5, MARGIN * arrivals, max_concurrency or 0)
     if period_s < 2 * service_s:
         return "burst" if remaining > allowed else "stable"
     in_service = arrivals / period_s * service_s if period_s else 0.0  # no period, no service: B is what is left

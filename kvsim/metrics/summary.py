@@ -113,7 +113,7 @@ def summarise(
             "scenario_hash": scenario_hash,
             "trace_sha256": trace.sha256,
             "engine_preset": engine_preset,
-            "stability": stability(log, cut),
+            "stability": stability(log, cut, max_concurrency),
             "diagnosis": log.diagnosis,
             "percentile_method": "linear",
             "measured_from_s": None if cut.from_ns is None else cut.from_ns / 1e9,

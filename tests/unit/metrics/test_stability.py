@@ -87,3 +87,10 @@ def test_the_warm_up_is_left_out():
     flood = [Row(0, (100 + i, 200 + i)) for i in range(100)]
     calm = [Row(1000 + 10 * i, (1000 + 10 * i + 2, 1000 + 10 * i + 4)) for i in range(100)]
     assert verdict(tiny_log(flood + calm), warmup_s=0.5) == "stable"
+
+
+def test_a_closed_loop_cannot_be_outpaced():
+    # 64 in flight at a server that serves them one by one: a request is sent when another ends
+    log = queue_log(10.0 * np.maximum(0, np.arange(300) - 63), service_ms=10)
+    assert verdict(log) == "overloaded"
+    assert stability(log, window(log), max_concurrency=64) == "stable"
