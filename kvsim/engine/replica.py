@@ -397,7 +397,7 @@ class Replica:
                     self._context, self._squares, self.decode_step = context, squares, step
                     plan = self._consult(start)
                     chunks = plan.chunks
-                    if not chunks or plan.preempted or plan.runs is not None or plan.decodes_held or self._asking:
+                    if not chunks or self._decodes != decodes or self._asking:  # somebody was preempted or held
                         self._duration, self._leap = duration, leap
                         self.steps += steps_run
                         self.stretches += stretches_run
