@@ -133,6 +133,7 @@ class Replica:
         self.step: Step | None = None  # in flight
         self.step_end = 0
         self.touched = False  # something happened here since the last plan
+        self.emptied: tuple[int, list[tuple[int, int]]] | None = None  # free blocks and queue, when all were preempted
         self.steps = 0
         self.plans = 0
         self.arrived: list[int] = []
@@ -670,6 +671,12 @@ class Reference:
             self.launch(replica, step)
             if step.work or not step.preempted:
                 return
+            if not replica.running:
+                was, replica.emptied = replica.emptied, (
+                    replica.free_blocks, [(r.id, r.target) for r in replica.ready + replica.waiting]
+                )  # fmt: skip
+                if was == replica.emptied:
+                    return  # round and round: nobody got a token, nothing came or went since everybody was preempted
 
     def launch(self, replica: Replica, step: Step) -> None:
         shape = shape_of(step.work)

@@ -7,7 +7,7 @@ them in nanoseconds. ``worlds()`` is a Hypothesis strategy for random ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -283,16 +283,10 @@ def worlds(draw: st.DrawFn, handoff: bool | None = None) -> World:
     trace = draw(traces(sessions=closed_sessions or draw(st.booleans())))
     split = draw(st.booleans()) if handoff is None else handoff
     parts = [draw(pools("prefill", 2)), draw(pools("decode", 2))] if split else [draw(pools())]
-    # Without scheduler_reserve_full_isl a prompt whose blocks do not come is admitted, outgrows the pool and is
-    # preempted, over and over: for ever if it is oversized or a stuck decode pool holds up the handoff, and for as
-    # long as a slow link takes.
-    if split:
-        parts[0] = replace(parts[0], scheduler_reserve_full_isl=True)
-    guarded = all(part.scheduler_reserve_full_isl for part in parts)
     bytes_per_s = draw(st.sampled_from([3_000, 100_001, 10_000_000]))
     options = Options(
         max_model_len=draw(st.sampled_from([100, 8192, 8192])),
-        reject_oversized=not (guarded and draw(st.booleans())),
+        reject_oversized=draw(st.booleans()),
         link=(bytes_per_s, draw(st.sampled_from([0.0, 0.001, 0.0123456789]))) if split else None,
         closed_sessions=closed_sessions,
         max_concurrency=draw(st.sampled_from([None, None, None, 1, 4, 12])),

@@ -47,7 +47,7 @@ class RunOptions:
     flight. ``client_timeout_ns``: the client gives up. ``horizon_ns``: stop there. ``timeline_instants``: sampling
     instants; None records every step. ``decisions``: called with replica id and one dict per step in the format of
     the vLLM recordings (needs ``mode="step"``). ``check_laws``: verify conservation laws throughout. ``progress``:
-    called now and then with the number of requests ended.
+    called now and then with the number of requests sent.
     """
 
     mode: Literal["leap", "step"] = "leap"

@@ -38,7 +38,6 @@ class Request:
         "preemptions",
         "priority",
         "prompt_tokens",
-        "queued_ns",
         "replica",
         "state",
         "target_tokens",
@@ -57,7 +56,6 @@ class Request:
         self.generated_tokens = 0
         self.preemptions = 0
         # ---- engine and KV pool
-        self.queued_ns = arrival_ns
         self.held_blocks = 0
         self.admission = 0
         self.joined_step = 0

@@ -334,8 +334,8 @@ class Simulation:
                 replica = only or pool.route(request, arrival_ns)
                 column[i] = replica.id
                 replica.enqueue(request, arrival_ns)
+                self._sent += 1
             self._rows_at += 1
-        self._sent += len(rows)
         self._read_ahead()
 
     def _fits(self, prompt_tokens: int, output_tokens: int) -> bool:
@@ -422,7 +422,7 @@ class Simulation:
         if replica.stretch_steps:
             time_ns, phase = replica.stretch_end_ns, ENDS
         elif replica.due_ns < FOREVER:
-            time_ns, phase = replica.boundary_ns, PLANS
+            time_ns, phase = replica.due_ns - 1, PLANS
         else:
             return
         key = time_ns * 4 + phase

@@ -108,9 +108,11 @@ class Plan:
         if max_tokens is not None and tokens > max_tokens:
             tokens = max_tokens
         if tokens > self.budget_tokens:
-            if whole or self.budget_tokens <= 0:
+            if whole:
                 return False
             tokens = self.budget_tokens
+        if tokens <= 0:
+            return False
         kv = replica.kv
         if (
             (reserve_full and tokens < left and not kv.can_admit(request, request.target_tokens, keep_free_blocks))
@@ -149,6 +151,8 @@ class Plan:
     def prefill(self, request: Request, max_tokens: int | None = None) -> int:
         if request.state != PREFILLING:
             raise ValueError(f"{request!r} is not being prefilled")
+        if any(chunk[0] is request for chunk in self.chunks):
+            raise ValueError(f"{request!r} already has a chunk in this step")
         context = request.computed_tokens
         tokens = request.target_tokens - context
         if max_tokens is not None and tokens > max_tokens:
@@ -246,6 +250,8 @@ class Plan:
             return self.prefill(request, max_tokens)
         if self.runs is None:
             raise ValueError("run goes with in_order; without it every decode takes part anyway")
+        if request.state != DECODING or request in self.runs:
+            raise ValueError(f"{request!r} does not decode, or runs in this step already")
         kv = self._replica.kv
         blocks = kv.growth_blocks_of(request, self._replica.decode_step)
         if blocks > kv.free_blocks:

@@ -67,6 +67,7 @@ class Replica:
         "_decodes",
         "_duration",
         "_durations",
+        "_emptied",
         "_ends",
         "_every_step",
         "_finish_column",
@@ -78,7 +79,6 @@ class Replica:
         "_held",
         "_leap",
         "_leaps",
-        "_lone_preemptions",
         "_longest_last",
         "_look_tokens",
         "_look_until_ns",
@@ -155,8 +155,8 @@ class Replica:
         self._gaps = recorder.gaps
         columns = recorder.columns
         self.first_scheduled_column = columns.first_scheduled_ns
-        self._finish_column = recorder.columns.finish_ns
-        self._max_gap_column = recorder.columns.max_gap_ns
+        self._finish_column = columns.finish_ns
+        self._max_gap_column = columns.max_gap_ns
         self._samples = samples
         self._leaps = leaps
         self._runs_fast = (
@@ -176,7 +176,7 @@ class Replica:
         self.admissions = 0
         self._held: list[Request] = []
         self._given_up: list[Request] = []
-        self._lone_preemptions = 0  # of a request that ran alone, since something else happened
+        self._emptied: tuple[int, list[tuple[int, int]]] | None = None  # free blocks and queue, when all were preempted
         self.other_context = 0  # tokens in KV of running requests that do not decode
         # decodes
         self.decoding_count = 0
@@ -311,12 +311,16 @@ class Replica:
                     self._apply()
                 continue
             boundary_ns = self.boundary_ns
-            if self.due_ns == FOREVER:
-                if not inbox:
+            wake_ns = self.due_ns - 1
+            if wake_ns > boundary_ns:  # asleep: until something arrives, or for ever, or until a review
+                if inbox and inbox[0].arrival_ns <= wake_ns:
+                    arrival_ns = inbox[0].arrival_ns
+                    self._wake(arrival_ns)
+                    self._arrive(arrival_ns)
+                elif wake_ns < now_ns and self.due_ns < FOREVER:
+                    self._wake(wake_ns)
+                else:
                     return
-                arrival_ns = inbox[0].arrival_ns
-                self._wake(arrival_ns)
-                self._arrive(arrival_ns)
             elif inbox and inbox[0].arrival_ns <= boundary_ns:
                 self._arrive(boundary_ns)
             elif boundary_ns >= now_ns:
@@ -427,7 +431,10 @@ class Replica:
                         values.append(largest)
                         weights += (decodes, 1)
                 elif not decodes:
-                    break
+                    if waiting or prefilling or arrival_ns > now_ns or sample_ns < arrival_ns:
+                        break
+                    start = arrival_ns  # idle until then
+                    continue
                 else:
                     finish, admission, request = finishing[0]
                     if request.finish_step != finish or request.admission != admission or request.state != DECODING:
@@ -618,7 +625,9 @@ class Replica:
     def plan_at(self, now_ns: int) -> None:
         """Let happen everything up to and including the plan at ``now_ns``."""
         self.settle(now_ns)
-        while not self.stretch_steps and self.boundary_ns == now_ns and self.due_ns < FOREVER:
+        if not self.stretch_steps and self.due_ns == now_ns + 1 < FOREVER:
+            self._wake(now_ns)  # a review is due
+        while not self.stretch_steps and self.boundary_ns == now_ns and self.due_ns == now_ns + 1 < FOREVER:
             self._launch()
             self.settle(now_ns)
 
@@ -634,8 +643,7 @@ class Replica:
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
         self._changed = True
-        self._lone_preemptions = 0
-        if not self.stretch_steps and self.due_ns == FOREVER:
+        if not self.stretch_steps and self.due_ns > self.boundary_ns + 1:
             self._wake(now_ns)
 
     def _wake(self, now_ns: int) -> None:
@@ -700,8 +708,6 @@ class Replica:
         self.waiting.insert(self.ready_count, request)
         self.waiting_tokens += request.target_tokens
         self._changed = True
-        if not self.running_now:
-            self._lone_preemptions += 1
 
     def _drop_running(self, request: Request) -> None:
         """Out of the running list, with all its blocks."""
@@ -859,10 +865,8 @@ class Replica:
                 decodes = self.decoding_count
             plan.growth = 0
             self._decodes = decodes
-            if decodes or plan.chunks or not plan.preempted:
+            if decodes or plan.chunks or not plan.preempted or self._goes_round():
                 break
-            if self._lone_preemptions > 1:
-                break  # a request that was alone preempts itself again and again: nothing here will change that
             if self.decisions:
                 self.decisions.launched(self, plan, start, start)
         self._review_ns = FOREVER if plan.review_ns is None else plan.review_ns
@@ -872,6 +876,19 @@ class Replica:
             self._every_step or bool(self._held) or plan.review_ns is not None or plan.review_steps is not None
         )
         return plan
+
+    def _goes_round(self) -> bool:
+        """Everybody was preempted, and since the last time this happened nobody got a token and nothing came or went.
+
+        A prompt that is admitted without blocks for all of it, and outgrows them each time, would go on for ever: the
+        replica waits for something to change instead.
+        """
+        if self.running_now:
+            return False
+        was, self._emptied = self._emptied, (
+            self.kv.free_blocks, [(request.id, request.target_tokens) for request in self.waiting]
+        )  # fmt: skip
+        return was == self._emptied
 
     def _sure_steps(self) -> int:
         """How many steps from here on are sure to have the same batch, as far as this replica can know."""
@@ -931,13 +948,8 @@ class Replica:
 
     def _sleep(self) -> None:
         """Nothing can be scheduled: until something comes, or until the time at which the policy asked to be called."""
-        if self._review_ns < FOREVER and self._review_ns > self.boundary_ns:
-            if self._samples.next_ns < self._review_ns:
-                self._sample(self._review_ns)
-            self.boundary_ns = self._review_ns
-            self.due_ns = self._review_ns + 1
-        else:
-            self.due_ns = FOREVER
+        later = self.boundary_ns < self._review_ns < FOREVER
+        self.due_ns = self._review_ns + 1 if later else FOREVER
 
     def _apply(self) -> None:
         """The stretch in flight has ended: contexts have grown, tokens are delivered, some requests are done."""
@@ -1040,7 +1052,6 @@ class Replica:
                 self.prefilling.append(request)
             return 0
         # It has all it needs in KV, so the step sampled its next token.
-        self._lone_preemptions = 0
         self.other_context -= before
         if request in self.prefilling:
             self.prefilling.remove(request)
