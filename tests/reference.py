@@ -599,7 +599,6 @@ class Reference:
             return
         target = self.route(request, 1)
         target.offers.append(request)
-        target.touched = True
         request.replica_decode = target.id
         if target.offers[0] is request:
             self.try_offers(target)
