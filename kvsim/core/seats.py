@@ -298,7 +298,7 @@ class StepCost(Protocol):
 
     def steps_s(self, shape: BatchShape, steps: int) -> Sequence[float] | NDArray[np.float64]:
         """Seconds of each of ``steps`` steps, shape (steps,): the first has this shape (decodes only), and in each
-        following one every decode has one more token of context."""
+        following one every decode has one more token of context. An array is the caller's to overwrite."""
         ...
 
 

@@ -28,4 +28,7 @@ def linear_stretch(
     end = first + steps * growth
     if steps < ARRAY_FROM_STEPS:
         return [fixed_s + context * context_token_s for context in range(first, end, growth)]
-    return fixed_s + np.arange(first, end, growth, dtype=np.float64) * context_token_s
+    seconds = np.arange(first, end, growth, dtype=np.float64)
+    seconds *= context_token_s
+    seconds += fixed_s
+    return seconds

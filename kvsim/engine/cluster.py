@@ -24,7 +24,7 @@ REASONS = ("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeou
 _PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK = range(1, 7)
 
 _READ_AHEAD = 4096
-_TIMELINE_ROWS, _FEWEST_INSTANTS = 16_000, 250
+_TIMELINE_ROWS, _FEWEST_INSTANTS = 8_000, 250
 
 
 def simulate(trace: Trace, cluster: Cluster, options: RunOptions | None = None) -> RunLog:

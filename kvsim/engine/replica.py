@@ -325,7 +325,7 @@ class Replica:
                 self._arrive(boundary_ns)
             elif boundary_ns >= now_ns:
                 return
-            elif self._as_usual(boundary_ns):
+            elif not self.eager and self._as_usual(boundary_ns):  # eager: hardly ever more than one stretch
                 self._run(now_ns)
             else:
                 self._launch()
@@ -425,7 +425,7 @@ class Replica:
                         self._fly(start, end, [largest], shape, decodes, leap)
                         return
                     if sample_ns < end:
-                        self._sample_steps((end,), (largest,), shape, step, decodes, end)
+                        self._sample_steps(start, (largest,), shape, step, decodes, end)
                         sample_ns = samples.next_ns
                     if decodes:
                         values.append(largest)
@@ -466,7 +466,9 @@ class Replica:
                         largest = duration if longest_last else int(max(durations))
                         many = None
                     else:
-                        many = np.rint(np.asarray(seconds) * 1e9).astype(np.int64)
+                        fresh = np.asarray(seconds)
+                        fresh *= 1e9
+                        many = np.rint(fresh, out=fresh).astype(np.int64)
                         ends = many.cumsum()
                         if arrival_ns < start + int(ends[-1]):
                             steps = int(ends.searchsorted(arrival_ns - start)) + 1
@@ -498,9 +500,7 @@ class Replica:
                         return
                     if sample_ns < end:
                         kv.free_blocks -= growth_blocks(step, 1)
-                        whole = [int(d) for d in durations] if many is None else many.tolist()
-                        whole_ends = list(accumulate(whole, initial=start))[1:]
-                        self._sample_steps(whole_ends, whole, decode_shape, step, decodes, end)
+                        self._sample_steps(start, durations if many is None else many, decode_shape, step, decodes, end)
                         sample_ns = samples.next_ns
                     kv.free_blocks = free
                     if many is None:
@@ -1233,8 +1233,9 @@ class Replica:
         """Timeline rows for the instants before ``until_ns``; only steps have gone by since the last row."""
         samples = self._samples
         if self.stretch_steps:
-            ends = self.ends_ns
-            self._sample_steps(ends, self._durations, self._shape, self.decode_step, self._decodes, until_ns)
+            self._sample_steps(
+                self.stretch_start_ns, self._durations, self._shape, self.decode_step, self._decodes, until_ns
+            )
             return
         samples.skip_gap(until_ns)
         free = self.kv.free_blocks
@@ -1246,8 +1247,8 @@ class Replica:
 
     def _sample_steps(
         self,
-        ends: Sequence[int],
-        durations: Sequence[int] | NDArray[np.int64],
+        start_ns: int,
+        durations: Sequence[float] | NDArray[np.int64],
         shape: BatchShape,
         decode_step: int,
         decodes: int,
@@ -1257,9 +1258,11 @@ class Replica:
         samples, kv, inbox = self._samples, self.kv, self.inbox
         prefill, batch_decodes = shape.prefill_tokens, shape.decode_requests
         i = 0
+        end_ns = start_ns + int(durations[0])
         while (time_ns := samples.next_ns) < until_ns:
-            while ends[i] <= time_ns:
+            while end_ns <= time_ns:
                 i += 1
+                end_ns += int(durations[i])
             free = kv.free_blocks
             if i and decodes:
                 free -= kv.growth_blocks(decode_step + 1, i)
@@ -1271,7 +1274,7 @@ class Replica:
                 batch_decodes, self.total_blocks - free, 0, free,
             ))  # fmt: skip
             if samples.every_step:
-                samples.next_ns = ends[i] if i + 1 < self.stretch_steps else FOREVER
+                samples.next_ns = end_ns if i + 1 < self.stretch_steps else FOREVER
 
     def _check_books(self) -> None:
         """Recount what the totals say, request by request. Raises AssertionError with the numbers."""
