@@ -82,17 +82,20 @@ class GapHistogram:
             self._merge()
 
     def _merge(self) -> None:
+        self._pending = 0
         if self._arrays:
             weights = np.repeat(self._array_runs[0::2], self._array_runs[1::2])
             self._chunks.append((np.concatenate(self._arrays) << _WEIGHT_BITS) + weights)
             self._arrays.clear()
             self._array_runs.clear()
-        packed = np.concatenate(self._chunks) if self._chunks else np.empty(0, np.int64)
-        self._chunks.clear()
-        self._pending = 0
-        packed.sort()
-        values, counts = _sum_equal(packed >> _WEIGHT_BITS, packed & ((1 << _WEIGHT_BITS) - 1))
-        del packed
+        if self._chunks:
+            packed = np.concatenate(self._chunks)
+            self._chunks.clear()
+            packed.sort()
+            self._absorb(*_sum_equal(packed >> _WEIGHT_BITS, packed & ((1 << _WEIGHT_BITS) - 1)))
+
+    def _absorb(self, values: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Add distinct gaps, in order, and their counts to what is merged."""
         old_values, old_counts = self._merged
         if len(old_values):
             values = np.concatenate((old_values, values))
@@ -105,18 +108,12 @@ class GapHistogram:
         """The histogram so far."""
         if self.values:
             self.pack()
-        if self._rare:
-            # Rare gaps may be longer than a packed value can hold, so they join after the merge.
-            self._merge()
-            values, counts = self._merged
-            rare = sorted(self._rare.items())
-            values = np.concatenate((values, np.array([gap for gap, _ in rare], np.int64)))
-            counts = np.concatenate((counts, np.array([count for _, count in rare], np.int64)))
-            order = np.argsort(values, kind="stable")
-            self._merged = _sum_equal(values[order], counts[order])
+        self._merge()
+        if self._rare:  # these may be longer than a packed value can hold, so they join after the merge
+            gaps = sorted(self._rare)
+            counts = [self._rare[gap] for gap in gaps]
+            self._absorb(np.array(gaps, np.int64), np.array(counts, np.int64))
             self._rare.clear()
-        elif self._pending:
-            self._merge()
         return Gaps(*self._merged)
 
 

@@ -472,7 +472,7 @@ class Replica:
                         ends = many.cumsum()
                         if arrival_ns < start + int(ends[-1]):
                             steps = int(ends.searchsorted(arrival_ns - start)) + 1
-                            many = many[:steps]
+                            many, ends = many[:steps], ends[:steps]
                         end = start + int(ends[steps - 1])
                         duration = int(many[-1])
                         largest = duration if longest_last else int(many.max())
@@ -586,7 +586,7 @@ class Replica:
             elif many is None:
                 self._count_seconds([start + int(e) for e in accumulate(durations)], steps, end, tokens // steps, 0)
             else:
-                self._recorder.count_tokens(ends[:steps] + start, tokens // steps)
+                self._recorder.count_tokens(ends + start, tokens // steps)
             start = end
         self.boundary_ns = self._cohort_ns = start
         self.decoding_count = decodes
