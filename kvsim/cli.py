@@ -232,7 +232,7 @@ def _ledger_rows(resolved: Resolved) -> list[tuple[str, int]]:
 
 @contextmanager
 def _progress_bar(requests: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """A bar of requests that have ended, on stderr and only if that is a terminal."""
+    """A bar of requests that have been sent, on stderr and only if that is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return

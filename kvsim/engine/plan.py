@@ -200,7 +200,9 @@ class Plan:
         return victims
 
     def hold_decodes(self, hold: bool = True) -> None:
-        if hold != self.decodes_held and self.runs is None:
+        if self.runs is not None:
+            raise ValueError("hold_decodes does not go with in_order: leave the decodes out of run instead")
+        if hold != self.decodes_held:
             self.decodes_held = hold
             decodes = self._replica.decoding_count
             self.budget_tokens += decodes if hold else -decodes

@@ -253,6 +253,8 @@ def main(arguments: list[str]) -> None:
     """Print the ``[efficiency]`` tables of the named GPUs (all by default)."""
     if not arguments or not set(arguments[1:]) <= set(GPUS):
         sys.exit(f"usage: python -m kvsim.hardware.calibration PROFILES_DIR [GPU ...]   GPUs: {' '.join(GPUS)}")
+    if not (Path(arguments[0]) / "aiconfigurator").is_dir():
+        sys.exit(f"{arguments[0]}: no folder of measured profiles; it should hold aiconfigurator/ and vidur/")
     for gpu_name in arguments[1:] or GPUS:
         print(f"# {gpu_name}")
         for kind, constants, error, count in calibrate(Path(arguments[0]), gpu_name):
