@@ -948,7 +948,8 @@ class Replica:
 
     def _sleep(self) -> None:
         """Nothing can be scheduled: until something comes, or until the time at which the policy asked to be called."""
-        later = self.boundary_ns < self._review_ns < FOREVER
+        # With nobody here a review has nothing to look at; a policy that always asks for one would never end the run.
+        later = bool(self.waiting or self.running_now) and self.boundary_ns < self._review_ns < FOREVER
         self.due_ns = self._review_ns + 1 if later else FOREVER
 
     def _apply(self) -> None:

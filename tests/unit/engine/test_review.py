@@ -29,6 +29,27 @@ class Batcher:
             pass
 
 
+@dataclass(frozen=True)
+class Restless(Batcher):
+    """Admits at once and asks to be called again, whatever happens."""
+
+    every_step = True
+
+    def plan(self, view: ReplicaView, plan: Plan) -> None:
+        plan.review_at(view.now_s + 1e-4)
+        while view.waiting and plan.admit(view.waiting.first):
+            pass
+
+
+@pytest.mark.parametrize("mode", ["leap", "step"])
+def test_a_review_of_an_empty_replica_does_not_keep_the_run_going(mode: str) -> None:
+    plain = cluster(replica(cost=ROUND), options=Options())
+    restless = replace(plain, pools=(replace(plain.pools[0], scheduler=Restless()),))
+    log = simulate(requests((0.0, 10, 2), (1.0, 10, 2)), restless, RunOptions(mode=mode))  # type: ignore[arg-type]
+    assert (log.finish_ns // 1_000_000).tolist() == [3, 1003]
+    assert log.end_ns == log.finish_ns[1]
+
+
 @pytest.mark.parametrize("mode", ["leap", "step"])
 @pytest.mark.parametrize(
     ("arrivals_s", "first_scheduled_ms"),
