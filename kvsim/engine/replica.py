@@ -761,6 +761,15 @@ class Replica:
         if i < len(self._gap_sizes) and self._gap_sizes[i] > request.max_gap_ns:
             request.max_gap_ns = self._gap_sizes[i]
 
+    def _shared_gap(self, start_ns: int, gap_ns: int) -> None:
+        """Every decode that had its last token at ``start_ns`` or before saw a gap of this size."""
+        starts, sizes = self._gap_starts, self._gap_sizes
+        while sizes and sizes[-1] <= gap_ns:
+            sizes.pop()
+            starts.pop()
+        sizes.append(gap_ns)
+        starts.append(start_ns)
+
     def _own_gap(self, request: Request, end_ns: int) -> None:
         """A token after a pause that the rest of the batch did not share."""
         gap = end_ns - request.gap_from_ns
@@ -966,8 +975,7 @@ class Replica:
             if steps > 1:
                 kv = self.kv
                 kv.free_blocks -= kv.growth_blocks(self.decode_step + 1, steps - 1)
-                if self.total_blocks - kv.free_blocks > self.peak_used_blocks:
-                    self.peak_used_blocks = self.total_blocks - kv.free_blocks
+                self.note_peak(kv.free_blocks)
             self._squares += steps * (2 * self._context + tokens)
             self._context += tokens
             self.decode_step = step = self.decode_step + steps
@@ -985,12 +993,7 @@ class Replica:
                         durations = durations[:steps]
                     largest = max(durations) if isinstance(durations, list) else int(durations.max())
                     self._gaps.add(durations, decodes, largest)
-                sizes = self._gap_sizes
-                while sizes and sizes[-1] <= largest:
-                    sizes.pop()
-                    self._gap_starts.pop()
-                sizes.append(largest)
-                self._gap_starts.append(start)
+                self._shared_gap(start, largest)
             self._cohort_ns = end
             finishing = self._finishing
             while finishing and finishing[0][0] <= step:
@@ -1020,11 +1023,7 @@ class Replica:
         if shared:
             gap = end - self._cohort_ns
             self._gaps.add_one(gap, shared)
-            while self._gap_sizes and self._gap_sizes[-1] <= gap:
-                self._gap_sizes.pop()
-                self._gap_starts.pop()
-            self._gap_sizes.append(gap)
-            self._gap_starts.append(self._cohort_ns)
+            self._shared_gap(self._cohort_ns, gap)
         for request in self._behind:
             self._own_gap(request, end)
         self._behind.clear()
@@ -1082,12 +1081,9 @@ class Replica:
         self._squares -= context * context
         self.kv.release(request, context)
         del self.running_now[request]
-        starts = self._gap_starts
-        i = bisect_left(starts, request.gap_from_ns)
-        if i < len(starts) and self._gap_sizes[i] > request.max_gap_ns:
-            request.max_gap_ns = self._gap_sizes[i]
+        self._note_gap(request)
         if not self.decoding_count:
-            starts.clear()
+            self._gap_starts.clear()
             self._gap_sizes.clear()
         request.generated_tokens = request.output_tokens
         self._changed = True
