@@ -1,11 +1,7 @@
-"""The command line: parse, call, print. Everything but click is imported by the command that needs it.
-
-Exit codes: 0 done, 1 ran but got stuck or broke a law, 2 a mistake of the user, 130 interrupted.
-"""
+"""``kvsim run`` and ``kvsim validate``: the commands that read a scenario."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,61 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvsim import __version__
-from kvsim.core.errors import InputError
-
 if TYPE_CHECKING:
     from kvsim.scenario import Scenario
     from kvsim.scenario.resolve import Resolved
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-
-KINDS = ("models", "gpus", "schedulers", "routers", "kv", "costs", "readers", "generators")
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Entry point of ``kvsim``: ends the process with an exit code; a user's mistake is one line on stderr."""
-    try:
-        code = cli.main(args=args, prog_name="kvsim", standalone_mode=False)
-        sys.stdout.flush()
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "kvsim"
-        code = _refuse(f"{error.format_message()} (see {command} --help)")
-    except click.ClickException as error:
-        code = _refuse(error.format_message())
-    except InputError as error:
-        code = _refuse(str(error))
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted.", err=True)
-        code = 130
-    except BrokenPipeError:
-        code = _reader_gone()
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _refuse(message: str) -> int:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
-    return 2
-
-
-def _reader_gone() -> int:
-    """Nobody reads our output any more, as in ``kvsim list | head -1``: what was to be done is done."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-
-
-class _Commands(click.Group):
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # click would exit with 1, which here means that a run failed
-            return _reader_gone()
-
-
-@click.group(cls=_Commands, context_settings=CONTEXT, no_args_is_help=False)
-@click.version_option(__version__, "--version", "-V", prog_name="kvsim", message="%(prog)s %(version)s")
-def cli() -> None:
-    """Simulate LLM serving: replay a request trace on modelled GPUs, schedulers and KV caches."""
 
 
 def scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,7 +38,7 @@ def _load(scenario: str, settings: Sequence[str]) -> Scenario:
     return Scenario.load(scenario, [parse_set(setting) for setting in settings])
 
 
-@cli.command(short_help="Simulate a scenario.")
+@click.command
 @scenario_options
 @click.option("--out", metavar="DIR", help="Result folder, instead of the scenario's output.dir.")
 @click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
@@ -163,7 +107,7 @@ def run(
     return 1 if outcome.broken_laws or diagnosis else 0
 
 
-@cli.command(short_help="Check a scenario without running it.")
+@click.command
 @scenario_options
 def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool) -> None:
     """Check SCENARIO and every file it names, without running it."""
@@ -189,38 +133,6 @@ def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool) -> None
         click.echo(f"  note      {note}")
 
 
-@cli.command(short_help="Print the JSON Schema of scenario files.")
-def schema() -> None:
-    """Print the JSON Schema of scenario files, from which editors complete."""
-    from kvsim.scenario.json_schema import schema_text
-
-    click.echo(schema_text(), nl=False)
-
-
-@cli.command(name="list")
-@click.argument("kind", type=click.Choice(KINDS), required=False)
-def list_(kind: str | None) -> None:
-    """List what a scenario can name."""
-    from kvsim.scenario.listing import entries
-
-    for each in KINDS if kind is None else (kind,):
-        if kind is None:
-            click.echo(f"{each}:")
-        for name, description in entries(each):
-            click.echo(f"{'  ' if kind is None else ''}{name:<17}  {description}")
-
-
-@cli.command(short_help="Draw the figures of a result folder.")
-@click.argument("run_dir", metavar="RUN_DIR")
-@click.option("--out", metavar="DIR", help="Where the figures go; default: RUN_DIR.")
-def plot(run_dir: str, out: str | None) -> None:
-    """Draw the figures of a result folder, as PNG and SVG."""
-    from kvsim.report.plot import plot_run
-
-    for path in plot_run(run_dir, out):
-        click.echo(str(path))
-
-
 def _ledger_rows(resolved: Resolved) -> list[tuple[str, int]]:
     several = len(resolved.pools) > 1
     return [
@@ -243,7 +155,3 @@ def _progress_bar(requests: int, quiet: bool) -> Iterator[Callable[[int], None] 
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("requests", total=requests)
         yield lambda ended: progress.update(task, completed=ended)
-
-
-if __name__ == "__main__":
-    main()
