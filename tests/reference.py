@@ -5,8 +5,8 @@ replica at every moment. Nothing of the engine, the schedulers, the KV pools or 
 one code can agree on a wrong answer, two codes written apart seldom do. A new mechanism is written here first.
 
 Time is integer nanoseconds. At one moment things happen in three phases: 0 ends of steps (by replica id), then ends
-of transfers (by request id); 1 whatever concerns single requests (by request id, in rounds: what a round creates for
-the same moment is the next round); 2 plans (by replica id).
+of transfers, then deliveries (by request id); 1 whatever concerns single requests (by request id, in rounds: what a
+round creates for the same moment is the next round); 2 plans (by replica id).
 """
 
 import heapq
@@ -376,6 +376,7 @@ class Reference:
         self.rng = [router_rng(k) if router_rng else np.random.default_rng(k) for k in range(len(pools))]
         self.link = SharedLink(self.options.link[0] if self.options.link else 1)
         self.agenda: list[tuple[int, int, int, Callable[[Request], None]]] = []  # (time, request id, rank, what)
+        self.deliveries: list[tuple[int, int, Flow]] = []  # (time, request id, flow)
         self.in_flight = 0
         self.client_queue: list[tuple[int, int]] = []  # (ready, id)
         self.next_turn: dict[int, int] = {}
@@ -393,6 +394,9 @@ class Reference:
             assert time >= self.now, "time went back"
             self.now = time
             self.ends_of_steps_and_flows()
+            while self.deliveries and self.deliveries[0][0] == self.now:
+                flow = heapq.heappop(self.deliveries)[2]
+                self.deliver(flow.request, flow)
             self.check_blocks()
             self.requests_by_id()
             self.check_blocks()
@@ -426,8 +430,7 @@ class Reference:
         times = [replica.step_end for replica in self.replicas if replica.step is not None]
         if (flow_end := self.link.next_end()) is not None:
             times.append(flow_end)
-        if self.agenda:
-            times.append(self.agenda[0][0])
+        times += [queue[0][0] for queue in (self.agenda, self.deliveries) if queue]
         return min(times, default=None)
 
     def at(self, time: int, request: Request, what: Callable[[Request], None]) -> None:
@@ -493,7 +496,7 @@ class Reference:
         if flow.request.place != "ended":
             flow.request.place = "travelling"
         latency_ns = 0 if self.options.link is None else round(self.options.link[1] * 1e9)
-        self.at(self.now + latency_ns, flow.request, lambda request: self.deliver(request, flow))
+        heapq.heappush(self.deliveries, (self.now + latency_ns, flow.request.id, flow))
 
     # ---- phase 1
 

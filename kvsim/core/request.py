@@ -26,6 +26,7 @@ class Request:
         "admission",
         "arrival_ns",
         "computed_tokens",
+        "enters_ns",
         "finish_step",
         "gap_from_ns",
         "generated_tokens",
@@ -56,6 +57,7 @@ class Request:
         self.generated_tokens = 0
         self.preemptions = 0
         # ---- engine and KV pool
+        self.enters_ns = arrival_ns  # at its present replica
         self.held_blocks = 0
         self.admission = 0
         self.joined_step = 0

@@ -10,9 +10,9 @@ FOREVER: Final = 1 << 62
 """A time in ns that never comes (146 years)."""
 
 ENDS: Final = 0
-"""Phase of ends of steps and of transfers: what happened is applied first."""
+"""Phase of ends of steps and of transfers, and of deliveries: what happened is applied first."""
 ARRIVALS: Final = 1
-"""Phase of arrivals, deliveries, offers and timeouts."""
+"""Phase of arrivals, offers and timeouts."""
 PLANS: Final = 2
 """Phase of plans: they see everything that ended or arrived at their time."""
 
@@ -33,6 +33,12 @@ class Clock:
     @property
     def now_ns(self) -> int:
         return self._environment._now  # type: ignore[return-value]
+
+    @property
+    def next_ns(self) -> int:
+        """When the next event comes."""
+        queue = self._environment._queue
+        return queue[0][0] if queue else FOREVER  # type: ignore[return-value]
 
     def post(
         self,

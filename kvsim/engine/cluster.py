@@ -18,7 +18,7 @@ from kvsim.engine.link import Flow, SharedLink
 from kvsim.engine.recorder import Recorder, TimelineSamples, join_timelines
 from kvsim.engine.replica import Replica
 
-SEND, OFFER, DELIVER, TIMEOUT = range(4)
+SEND, OFFER, TIMEOUT = range(3)
 
 REASONS = ("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeout", "horizon", "not_sent", "stuck")
 _PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK = range(1, 7)
@@ -54,20 +54,19 @@ class _PoolState:
             return replicas[0]
         if self.reads_counters:
             for replica in replicas:
-                if replica.due_ns <= now_ns:
+                if replica.due_ns <= now_ns or (replica.inbox and replica.inbox[0].enters_ns <= now_ns):
                     replica.settle(now_ns)
         return replicas[self.pool.router.route(request, replicas, self.memory)]
 
 
 class _Handoff:
-    """A request between its two replicas. ``left`` stands for it in the books of the first until the flow has ended."""
+    """A request until it has left its first replica. ``left`` stands for it in the books there."""
 
-    __slots__ = ("flow", "left", "source", "target")
+    __slots__ = ("left", "source", "target")
 
     def __init__(self, request: Request, source: Replica, target: Replica) -> None:
         self.source = source
         self.target = target
-        self.flow: Flow | None = None
         self.left = Request(request.id, request.arrival_ns, request.prompt_tokens, request.output_tokens)
         self.left.held_blocks = request.held_blocks
         request.held_blocks = 0
@@ -93,7 +92,8 @@ class Simulation:
         self._max_model_len = cluster.max_model_len
         self._only_replica = self.replicas[0] if len(self.replicas) == 1 else None
         self._sure_to_fit = self._tokens_sure_to_fit()
-        self._link = SharedLink(cluster.link, self._clock, self._flow_ended) if cluster.link else None
+        self._link = SharedLink(cluster.link, self._clock, self._flows_ended) if cluster.link else None
+        self._latency_ns = round(cluster.link.latency_s * 1e9) if cluster.link else 0
         self._handoffs: dict[Request, _Handoff] = {}
         self._transfers: list[tuple[int, int, int, int]] = []
         # the agenda
@@ -102,6 +102,7 @@ class Simulation:
         self._handling = False
         self._agenda_posted: set[int] = set()  # times for which an event is under way
         self._agenda_event: Event | None = None
+        self._to_plan: list[Replica] = []  # at the time that is being handled
         self._on_agenda_calls = [self._on_agenda]
         self._on_replica_calls = [self._on_replica]
         # sending
@@ -154,7 +155,7 @@ class Simulation:
                 # Whoever reads counters or waits for an end wants the replica as it is now.
                 replica.eager = (
                     bool(getattr(pool.router, "reads_counters", True) and pool.replicas > 1)
-                    or len(self._cluster.pools) > 1
+                    or pool.role == "prefill"
                     or options.closed_sessions
                     or options.max_concurrency is not None
                     or options.client_timeout_ns is not None
@@ -196,6 +197,30 @@ class Simulation:
             self._post_agenda()
             return
         self._handling = True
+        self._handle_agenda(now)
+        self._end_moment(now)
+
+    def _end_moment(self, now: int) -> None:
+        """What follows from an event at the same time: at once if no other event is due now, else by events."""
+        clock = self._clock
+        if self._heap and self._heap[0][0] == now and clock.next_ns > now:
+            self._handle_agenda(now)
+        self._handling = False
+        self._post_agenda()
+        to_plan = self._to_plan
+        if len(to_plan) > 1:
+            to_plan.sort(key=lambda replica: replica.id, reverse=True)
+        while to_plan:
+            replica = to_plan.pop()
+            replica.posted = -1
+            if clock.next_ns > now:
+                replica.plan_at(now)
+                self._watch(replica, now)
+            else:
+                self._post_replica(replica, now, PLANS)
+
+    def _handle_agenda(self, now: int) -> None:
+        """All that is on the agenda for now, in rounds."""
         heap = self._heap
         while True:
             if heap and heap[0][0] == now:
@@ -208,8 +233,6 @@ class Simulation:
                         self._send(self._next_row(), now)
             else:
                 break
-        self._handling = False
-        self._post_agenda()
 
     def _handle_round(self, now: int) -> None:
         """Everything due now, by request id; what it creates for now comes in a later round."""
@@ -225,12 +248,10 @@ class Simulation:
         for request_id, kind, request, static_row in due:
             if kind == SEND:
                 self._ready_to_send(static_row or self._row(request_id), now)
-            elif request is None or (request.state == ENDED and kind != DELIVER):
+            elif request is None or request.state == ENDED:
                 continue
             elif kind == OFFER:
                 self._offered(request, now)
-            elif kind == DELIVER:
-                self._delivered(request, now)
             else:
                 self._abandon(request, now)
 
@@ -310,7 +331,7 @@ class Simulation:
             else:
                 replica.watchers += request.watched
             if replica.watchers:
-                self._watch(replica)
+                self._watch(replica, now)
             timeout_ns = self._options.client_timeout_ns
             if timeout_ns is not None:
                 self._push(now + timeout_ns, i, TIMEOUT, request)
@@ -387,8 +408,7 @@ class Simulation:
 
     def _abandon(self, request: Request, now: int) -> None:
         replica: Replica = request.replica  # type: ignore[assignment]
-        if replica.due_ns <= now:
-            replica.settle(now)
+        replica.settle(now)
         if request.state == ENDED:
             return
         columns = self._recorder.columns
@@ -396,39 +416,43 @@ class Simulation:
         columns.reason[request.id] = _CLIENT_TIMEOUT
         columns.finish_ns[request.id] = now
         if request.state in (OFFERED, SENDING):
-            handoff = self._handoffs[request]
             columns.generated_tokens[request.id] = 1
             if request.state == OFFERED:
-                handoff.target.interrupt(now)
-                handoff.target.offers.remove(request)
-                handoff.target.waiting_tokens -= request.prompt_tokens + 1
-                self._release_source(request, now)
-                del self._handoffs[request]
+                replica.interrupt(now)
+                replica.offers.remove(request)
+                replica.waiting_tokens -= request.prompt_tokens + 1
+                self._leave_source(request, now)
             request.state = ENDED
-            replica = handoff.target
         else:
             replica.give_up(request, now)
         if request.watched or (replica.role == "prefill" and request.output_tokens > 1):
             replica.watchers -= 1
-        self._watch(replica)
+        self._watch(replica, now)
         self._free_client(request.id, now)
 
     # ---- replicas somebody waits for
 
-    def _watch(self, replica: Replica) -> None:
+    def _watch(self, replica: Replica, now: int) -> None:
         """Have an event at the replica's next end (or plan) if somebody waits for what happens there."""
         if not replica.watchers and not replica.offers:
             return
         if replica.stretch_steps:
             time_ns, phase = replica.stretch_end_ns, ENDS
-        elif replica.due_ns < FOREVER:
-            time_ns, phase = replica.due_ns - 1, PLANS
         else:
-            return
+            time_ns, phase = replica.due_ns - 1, PLANS
+        if replica.inbox and replica.inbox[0].enters_ns < time_ns:
+            time_ns = replica.inbox[0].enters_ns
+        if time_ns < FOREVER - 1:
+            self._post_replica(replica, time_ns, phase)
+
+    def _post_replica(self, replica: Replica, time_ns: int, phase: int) -> None:
         key = time_ns * 4 + phase
         if replica.posted != key:
             replica.posted = key
-            self._clock.post(time_ns, phase, replica.id, self._on_replica_calls, (replica, key))
+            if phase == PLANS and time_ns == self.now_ns and self._handling:
+                self._to_plan.append(replica)
+            else:
+                self._clock.post(time_ns, phase, replica.id, self._on_replica_calls, (replica, key))
 
     def _on_replica(self, event: Event) -> None:
         replica, key = event._value
@@ -438,9 +462,12 @@ class Simulation:
         self.now_ns = now = self._clock.now_ns
         if key & 3 == PLANS:
             replica.plan_at(now)
+            self._watch(replica, now)
         else:
+            self._handling = True
             replica.settle(now)
-        self._watch(replica)
+            self._watch(replica, now)
+            self._end_moment(now)
 
     # ---- handoff
 
@@ -463,7 +490,7 @@ class Simulation:
         if len(target.offers) == 1:
             self.take_offers(target, now)
         request.replica = target
-        self._watch(target)
+        self._watch(target, now)
 
     def take_offers(self, target: Replica, now: int) -> None:
         """Book blocks for offered requests, in order, and start their transfers."""
@@ -477,38 +504,31 @@ class Simulation:
             assert self._link is not None
             self._link.start(request, request.prompt_tokens * self._pools[0].pool.kv_bytes_per_token, now)
 
-    def _release_source(self, request: Request, now: int) -> None:
+    def _leave_source(self, request: Request, now: int) -> Replica:
+        """Nothing of the request is left in its first replica. Returns the other one."""
         handoff = self._handoffs[request]
-        handoff.source.interrupt(now)
-        handoff.source.kv.release(handoff.left, 0)
-        self._watch(handoff.source)
-
-    def _flow_ended(self, flow: Flow, now: int) -> None:
-        self.now_ns = now
-        request = flow.request
-        self._release_source(request, now)
-        assert self._cluster.link is not None
-        arrival_ns = now + round(self._cluster.link.latency_s * 1e9)
-        self._handoffs[request].flow = flow
-        self._push(arrival_ns, request.id, DELIVER, request)
-
-    def _delivered(self, request: Request, now: int) -> None:
-        handoff = self._handoffs[request]
-        target, flow = handoff.target, handoff.flow
-        assert flow is not None
-        self._transfers.append((flow.start_ns, request.id, now, flow.bytes))
-        target.interrupt(now)
+        if handoff.source.give_back(handoff.left, now):
+            self._watch(handoff.source, now)
         del self._handoffs[request]
-        target.waiting_tokens -= request.prompt_tokens + 1
-        if request.state == ENDED:  # abandoned on the way
-            target.kv.release(request, 0)
-        else:
-            target.deliver(request)
-        self._watch(target)
+        return handoff.target
+
+    def _flows_ended(self, flows: list[Flow], now: int) -> None:
+        self.now_ns = now
+        self._handling = True
+        arrives_ns = now + self._latency_ns
+        for flow in flows:
+            request = flow.request
+            target = self._leave_source(request, now)
+            request.enters_ns = arrives_ns
+            target.inbox.append(request)
+            if arrives_ns <= self._horizon_ns:
+                self._transfers.append((flow.start_ns, request.id, arrives_ns, flow.bytes))
+            self._watch(target, now)
+        self._end_moment(now)
 
     def blocks_between_pools(self, replica: Replica) -> int:
         """Blocks of this replica that requests on their way hold (for the recount of laws)."""
-        blocks = 0
+        blocks = sum(request.held_blocks for request in replica.inbox)
         for request, handoff in self._handoffs.items():
             if handoff.source is replica:
                 blocks += handoff.left.held_blocks
@@ -520,7 +540,9 @@ class Simulation:
 
     def tokens_between_pools(self, replica: Replica) -> int:
         """Tokens that ``waiting_tokens`` of this replica counts for requests on their way to it."""
-        return sum(r.prompt_tokens + 1 for r, handoff in self._handoffs.items() if handoff.target is replica)
+        coming = [request for request, handoff in self._handoffs.items() if handoff.target is replica]
+        coming += [request for request in replica.inbox if request.state]
+        return sum(request.prompt_tokens + 1 for request in coming)
 
     # ---- the log
 
@@ -543,6 +565,9 @@ class Simulation:
             replica.close(end_ns)
         for request in self._handoffs:
             columns["generated_tokens"][request.id] = 1
+        for replica in replicas:
+            for request in replica.inbox:  # sent on, and not there yet
+                columns["generated_tokens"][request.id] = 1
         if len(self._pools) == 1:
             columns["replica_decode"] = columns["replica_prefill"]
         finished = (columns["status"] == UNFINISHED) & (columns["finish_ns"] != NEVER)

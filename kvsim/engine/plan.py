@@ -28,6 +28,7 @@ class Plan:
         "chunks",
         "decodes_held",
         "growth",
+        "joined",
         "preempted",
         "refused",
         "review_ns",
@@ -41,6 +42,7 @@ class Plan:
         self._replica = replica
         self._max_tokens = max_tokens
         self.growth = 0
+        self.joined = 0  # planned requests that were found to be decodes like any other
         self.short = False
         self.shape = BatchShape()
         self.chunks: list[tuple[Request, int, int]] = []
@@ -52,17 +54,8 @@ class Plan:
     def begin(self) -> None:
         """Nothing is booked yet, and every decode is expected to go on."""
         replica = self._replica
-        shape = self.shape
         if self.chunks:
-            self.chunks = []
-            shape.prefill_tokens = 0
-            shape.prefill_chunk_squares = 0
-            shape.prefill_chunk_contexts = 0
-            shape.prefill_context_tokens = 0
-            shape.prefill_requests = 0
-            shape.sampled_requests = 0
-            shape.decode_context_tokens = 0
-            shape.decode_context_squares = 0
+            self.clear()
         self.chunk_decodes = 0
         self.decodes_held = False
         self.runs = None
@@ -77,6 +70,19 @@ class Plan:
         if self.short:
             kv.free_blocks += blocks
             self.growth = 0
+
+    def clear(self) -> None:
+        """No chunks."""
+        self.chunks = []
+        shape = self.shape
+        shape.prefill_tokens = 0
+        shape.prefill_chunk_squares = 0
+        shape.prefill_chunk_contexts = 0
+        shape.prefill_context_tokens = 0
+        shape.prefill_requests = 0
+        shape.sampled_requests = 0
+        shape.decode_context_tokens = 0
+        shape.decode_context_squares = 0
 
     def hold_unserved(self) -> None:
         """The policy left no blocks for some decodes: they are held. Unfair perhaps, never inconsistent."""

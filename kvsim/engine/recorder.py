@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,22 +47,22 @@ class GapHistogram:
         self.values.append(gap_ns)
         self.runs += (requests, 1)
 
-    def add(self, gaps_ns: list[int] | NDArray[np.int64], requests: int, largest_ns: int) -> None:
+    def add(self, gaps_ns: Sequence[float] | NDArray[np.int64], requests: int, largest_ns: int) -> None:
         """Each of these gaps (the largest of them: ``largest_ns``) was seen by so many requests."""
         if largest_ns >= LONGEST_PACKED_NS:
             for gap in gaps_ns:
                 self.add_one(int(gap), requests)
-        elif type(gaps_ns) is list:
-            self.values += gaps_ns
-            self.runs += (requests, len(gaps_ns))
-            if len(self.values) >= PACK_AT:
-                self.pack()
-        else:
-            self._arrays.append(np.asarray(gaps_ns))
+        elif isinstance(gaps_ns, np.ndarray):
+            self._arrays.append(gaps_ns)
             self._array_runs += (requests, len(gaps_ns))
             self._pending += len(gaps_ns)
             if self._pending > max(1_000_000, len(self._merged[0])):
                 self._merge()
+        else:
+            self.values += gaps_ns
+            self.runs += (requests, len(gaps_ns))
+            if len(self.values) >= PACK_AT:
+                self.pack()
 
     def add_one(self, gap_ns: int, requests: int = 1) -> None:
         """A gap outside the common rhythm of the batch."""

@@ -220,7 +220,7 @@ class Replica:
             self.inbox, self.waiting, self.prefilling, self.running_now, self._finishing, self.kv,
             self.kv.growth_blocks, self.kv.release, self.kv.join, self._step_s, self._steps_s,
             self._gap_starts, self._gap_sizes, self._gaps.values, self._gaps.runs, self._decode_shape,
-            samples, self._longest_last, self.total_blocks,
+            samples, self._longest_last, self.total_blocks, self._behind,
             columns.finish_ns, columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens,
         )  # fmt: skip
         if decisions:
@@ -301,8 +301,8 @@ class Replica:
         inbox = self.inbox
         while True:
             if self.stretch_steps:
-                if inbox and inbox[0].arrival_ns <= self.stretch_end_ns:
-                    self._arrive_in_flight(inbox[0].arrival_ns)
+                if inbox and inbox[0].enters_ns <= (self.stretch_end_ns if self.stretch_end_ns < now_ns else now_ns):
+                    self._arrive_in_flight(inbox[0].enters_ns)
                 if self.stretch_end_ns > now_ns:
                     return
                 if self._as_usual(self.stretch_start_ns) and self._decodes == self.decoding_count:
@@ -313,15 +313,15 @@ class Replica:
             boundary_ns = self.boundary_ns
             wake_ns = self.due_ns - 1
             if wake_ns > boundary_ns:  # asleep: until something arrives, or for ever, or until a review
-                if inbox and inbox[0].arrival_ns <= wake_ns:
-                    arrival_ns = inbox[0].arrival_ns
+                if inbox and inbox[0].enters_ns <= (wake_ns if wake_ns < now_ns else now_ns):
+                    arrival_ns = inbox[0].enters_ns
                     self._wake(arrival_ns)
                     self._arrive(arrival_ns)
                 elif wake_ns < now_ns and self.due_ns < FOREVER:
                     self._wake(wake_ns)
                 else:
                     return
-            elif inbox and inbox[0].arrival_ns <= boundary_ns:
+            elif inbox and inbox[0].enters_ns <= boundary_ns:
                 self._arrive(boundary_ns)
             elif boundary_ns >= now_ns:
                 return
@@ -337,7 +337,6 @@ class Replica:
             and (self._cohort_ns == start_ns or not self.decoding_count)
             and not self._asking
             and not self.offers
-            and not self._behind
             and not self._given_up
         )
 
@@ -350,7 +349,7 @@ class Replica:
         """
         (
             inbox, waiting, prefilling, running_now, finishing, kv, growth_blocks, release, join, step_s, steps_s,
-            gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks,
+            gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks, behind,
             finish_column, max_gap_column, first_token_column, computed_column,
         ) = self._tools  # fmt: skip
         sample_ns = samples.next_ns
@@ -377,19 +376,22 @@ class Replica:
                 if len(launched) != steps:
                     launched = launched[:steps]
                 largest = int(launched[-1] if longest_last else max(launched))
-                if decodes:
+                if decodes and not behind:
                     self._gaps.add(launched, decodes, largest)
                 many = None
                 durations = launched if isinstance(launched, list) else launched.tolist()
             else:
                 # ---- arrive
-                arrival_ns = inbox[0].arrival_ns if inbox else FOREVER
+                arrival_ns = inbox[0].enters_ns if inbox else FOREVER
                 if arrival_ns <= start:
                     while arrival_ns <= start:
                         request = inbox.popleft()
-                        waiting.append(request)
-                        self.waiting_tokens += request.prompt_tokens
-                        arrival_ns = inbox[0].arrival_ns if inbox else FOREVER
+                        if request.state:
+                            self._deliver(request)
+                        else:
+                            waiting.append(request)
+                            self.waiting_tokens += request.prompt_tokens
+                        arrival_ns = inbox[0].enters_ns if inbox else FOREVER
                     self._changed = True
                 if start >= now_ns:
                     break
@@ -401,12 +403,18 @@ class Replica:
                     self._context, self._squares, self.decode_step = context, squares, step
                     plan = self._consult(start)
                     chunks = plan.chunks
-                    if not chunks or self._decodes != decodes or self._asking:  # somebody was preempted or held
+                    joined = plan.joined
+                    # Nothing planned, or somebody was preempted or held:
+                    if not (chunks or joined) or self._decodes != decodes + joined or self._asking:
                         self._duration, self._leap = duration, leap
                         self.steps += steps_run
                         self.stretches += stretches_run
                         self._send_off(plan)
                         return
+                    if joined:
+                        decodes, context, squares = self._decodes, self._context, self._squares
+                        kv.free_blocks += growth_blocks(step, 1)  # to be taken with those of the leap
+                if chunks:
                     shape = plan.shape
                     if decodes:
                         shape.decode_context_tokens += context
@@ -427,7 +435,7 @@ class Replica:
                     if sample_ns < end:
                         self._sample_steps(start, (largest,), shape, step, decodes, end)
                         sample_ns = samples.next_ns
-                    if decodes:
+                    if decodes and not behind:
                         values.append(largest)
                         weights += (decodes, 1)
                 elif not decodes:
@@ -443,7 +451,7 @@ class Replica:
                     steps = finish - step
                     if steps > leap:
                         steps = leap
-                    if prefilling:
+                    if prefilling or (behind and waiting):
                         steps = 1
                     elif duration and arrival_ns < FOREVER:
                         # Not many more than there is time for: what is computed beyond the arrival is thrown away.
@@ -503,7 +511,9 @@ class Replica:
                         self._sample_steps(start, durations if many is None else many, decode_shape, step, decodes, end)
                         sample_ns = samples.next_ns
                     kv.free_blocks = free
-                    if many is None:
+                    if behind:
+                        pass
+                    elif many is None:
                         values += durations
                         weights += (decodes, steps)
                     else:
@@ -519,11 +529,15 @@ class Replica:
                 squares += steps * (2 * context + tokens)
                 context += tokens
                 step += steps
-                while gap_sizes and gap_sizes[-1] <= largest:
-                    gap_sizes.pop()
-                    gap_starts.pop()
-                gap_sizes.append(largest)
-                gap_starts.append(start)
+                if behind:
+                    gaps = (largest,) if chunks else durations if many is None else many
+                    self._record_pause(start, start, gaps, decodes)
+                else:
+                    while gap_sizes and gap_sizes[-1] <= largest:
+                        gap_sizes.pop()
+                        gap_starts.pop()
+                    gap_sizes.append(largest)
+                    gap_starts.append(start)
                 while finishing and finishing[0][0] <= step:
                     finish, admission, request = heappop(finishing)
                     if request.finish_step != finish or request.admission != admission or request.state != DECODING:
@@ -681,13 +695,16 @@ class Replica:
         """Everything in the inbox that arrived by then goes to the back of the queue."""
         inbox = self.inbox
         samples = self._samples
-        while inbox and inbox[0].arrival_ns <= until_ns:
+        while inbox and inbox[0].enters_ns <= until_ns:
             request = inbox.popleft()
-            if samples.next_ns < request.arrival_ns:
-                self._sample(request.arrival_ns)
-            self.waiting.append(request)
-            self.waiting_tokens += request.prompt_tokens
-            if self.decisions:
+            if samples.next_ns < request.enters_ns:
+                self._sample(request.enters_ns)
+            if request.state:
+                self._deliver(request)
+            else:
+                self.waiting.append(request)
+                self.waiting_tokens += request.prompt_tokens
+            if self.decisions and request.state == WAITING:
                 self.decisions.arrived(request)
         self._changed = True
 
@@ -730,10 +747,7 @@ class Replica:
         heappush(self._finishing, (finish, request.admission, request))
         self.kv.join(request, context, step)
         if self._cohort_ns != request.gap_from_ns:
-            if self.decoding_count == len(self._behind):
-                self._cohort_ns = request.gap_from_ns
-            else:
-                self._behind.append(request)
+            self._behind.append(request)
         self.decoding_count += 1
         self._context += context
         self._squares += context * context
@@ -773,7 +787,7 @@ class Replica:
     def _own_gap(self, request: Request, end_ns: int) -> None:
         """A token after a pause that the rest of the batch did not share."""
         gap = end_ns - request.gap_from_ns
-        self._gaps.add_one(gap)
+        self._gaps.add_step(gap, 1)
         if gap > request.max_gap_ns:
             request.max_gap_ns = gap
         request.gap_from_ns = end_ns
@@ -873,6 +887,9 @@ class Replica:
                     self._changed = True
                 decodes = self.decoding_count
             plan.growth = 0
+            plan.joined = 0
+            if 0 < plan.chunk_decodes == len(plan.chunks) and not plan.decodes_held and plan.runs is None:
+                decodes = self._join_ready(plan)
             self._decodes = decodes
             if decodes or plan.chunks or not plan.preempted or self._goes_round():
                 break
@@ -885,6 +902,23 @@ class Replica:
             self._every_step or bool(self._held) or plan.review_ns is not None or plan.review_steps is not None
         )
         return plan
+
+    def _join_ready(self, plan: Plan) -> int:
+        """All that was planned is a next token for requests whose KV is here: they decode like the others, at once.
+
+        The blocks of the step are booked already. Returns the decodes of the step.
+        """
+        if not self.decoding_count:
+            self._cohort_ns = self.boundary_ns
+        for request, context, _ in plan.chunks:
+            self.other_context -= context
+            if request in self.prefilling:
+                self.prefilling.remove(request)
+            self._join_decodes(request, context)
+        plan.joined = plan.chunk_decodes
+        plan.clear()
+        self._changed = bool(self.waiting or self.prefilling)  # they may be told something else at the next step
+        return self.decoding_count
 
     def _goes_round(self) -> bool:
         """Everybody was preempted, and since the last time this happened nobody got a token and nothing came or went.
@@ -901,7 +935,7 @@ class Replica:
 
     def _sure_steps(self) -> int:
         """How many steps from here on are sure to have the same batch, as far as this replica can know."""
-        if self.prefilling or self._behind or self._cohort_ns != self.stretch_start_ns:
+        if self.prefilling or self._cohort_ns != self.stretch_start_ns:
             return 1
         finishing = self._finishing
         step = self.decode_step
@@ -919,7 +953,7 @@ class Replica:
             steps = self._leap
         if self.inbox and self._duration:
             # About as many as there is time for until the next arrival; a guess costs nothing but another stretch.
-            until_arrival = (self.inbox[0].arrival_ns - self.stretch_start_ns) // self._duration + 1
+            until_arrival = (self.inbox[0].enters_ns - self.stretch_start_ns) // self._duration + 1
             if steps > until_arrival:
                 steps = until_arrival
         if steps > 1:
@@ -981,16 +1015,16 @@ class Replica:
             self.decode_step = step = self.decode_step + steps
             # Gaps: the step's duration for all, unless a pause lies behind some of them.
             start = self.stretch_start_ns
+            durations = self._durations
+            if len(durations) != steps:
+                durations = durations[:steps]
             if self._behind or self._cohort_ns != start:
-                self._record_pause(end)
+                self._record_pause(self._cohort_ns, start, durations, decodes)
             else:
-                durations = self._durations
                 if steps == 1:
                     largest = durations[0]
                     self._gaps.add_step(largest, decodes)
                 else:
-                    if len(durations) != steps:
-                        durations = durations[:steps]
                     largest = max(durations) if isinstance(durations, list) else int(durations.max())
                     self._gaps.add(durations, decodes, largest)
                 self._shared_gap(start, largest)
@@ -1002,6 +1036,8 @@ class Replica:
                     self._finish_decode(request, end)
         else:
             tokens = 0
+            if not self.decoding_count:
+                self._cohort_ns = end
         sampled = self._apply_chunks(end) if self._chunks else 0
         if end < self._second_end_ns:
             self._second_tokens += tokens + sampled
@@ -1017,16 +1053,24 @@ class Replica:
         if self._check_laws:
             self._check_books()
 
-    def _record_pause(self, end: int) -> None:
-        """Tokens after a pause that all decodes shared, or that some had for themselves; the stretch has one step."""
-        shared = self._decodes - len(self._behind)
+    def _record_pause(
+        self, since_ns: int, start: int, durations: Sequence[float] | NDArray[np.int64], decodes: int
+    ) -> None:
+        """Gaps of a stretch whose first step ends a pause that all decodes shared, or that some had for themselves."""
+        behind = self._behind
+        end = start + int(durations[0])
+        shared = decodes - len(behind)
         if shared:
-            gap = end - self._cohort_ns
-            self._gaps.add_one(gap, shared)
-            self._shared_gap(self._cohort_ns, gap)
-        for request in self._behind:
+            self._gaps.add_step(end - since_ns, shared)
+            self._shared_gap(since_ns, end - since_ns)
+        for request in behind:
             self._own_gap(request, end)
-        self._behind.clear()
+        behind.clear()
+        if len(durations) > 1:
+            rest = durations[1:]
+            largest = int(rest.max() if isinstance(rest, np.ndarray) else max(rest))
+            self._gaps.add(rest, decodes, largest)
+            self._shared_gap(end, largest)
 
     def _apply_chunks(self, end: int) -> int:
         """The chunks of the step have been computed. Returns the tokens sampled from them."""
@@ -1103,11 +1147,14 @@ class Replica:
 
     # ---- interruptions
 
-    def deliver(self, request: Request) -> None:
+    def _deliver(self, request: Request) -> None:
         """A request whose KV was sent here: it is served before those that still need a prefill."""
+        if request.state == ENDED:  # abandoned on the way
+            self.waiting_tokens -= request.prompt_tokens + 1
+            self.kv.release(request, 0)
+            return
         request.state = WAITING
-        request.computed_tokens = request.prompt_tokens
-        self.waiting_tokens += 1
+        self.waiting_tokens -= request.prompt_tokens  # one token is left to do
         self.waiting.insert(self.ready_count, request)
         self.ready_count += 1
 
@@ -1139,6 +1186,19 @@ class Replica:
         used = self.total_blocks - free_blocks
         if used > self.peak_used_blocks:
             self.peak_used_blocks = used
+
+    def give_back(self, left: Request, now_ns: int) -> bool:
+        """The KV of a request that was sent on is not needed here any more. True if that sets something going."""
+        if self.due_ns <= now_ns:
+            self.settle(now_ns)
+        if self._samples.next_ns < now_ns:
+            self._sample(now_ns)
+        self.kv.release(left, 0)
+        self._changed = True
+        if self.due_ns == FOREVER and (self.waiting or self.running_now):
+            self._wake(now_ns)
+            return True
+        return False
 
     @property
     def takes_offers(self) -> bool:
@@ -1173,7 +1233,8 @@ class Replica:
         generated = request.generated_tokens
         if request.state == DECODING:
             generated += self.decode_step - request.joined_step
-            self._note_gap(request)
+            if request not in self._behind:
+                self._note_gap(request)
         columns.generated_tokens[request.id] = generated
         if generated > 1:
             columns.max_gap_ns[request.id] = request.max_gap_ns
@@ -1264,8 +1325,8 @@ class Replica:
             if i and decodes:
                 free -= kv.growth_blocks(decode_step + 1, i)
             waiting = len(self.waiting)
-            if inbox and inbox[0].arrival_ns <= time_ns:
-                waiting += sum(request.arrival_ns <= time_ns for request in inbox)
+            if inbox and inbox[0].enters_ns <= time_ns:
+                waiting += sum(request.enters_ns <= time_ns and request.state != ENDED for request in inbox)
             samples.add((
                 time_ns, int(durations[i]), waiting, len(self.running_now), prefill + batch_decodes, prefill,
                 batch_decodes, self.total_blocks - free, 0, free,
