@@ -997,19 +997,19 @@ class Replica:
 
     def _apply(self) -> None:
         """The stretch in flight has ended: contexts have grown, tokens are delivered, some requests are done."""
-        if self._given_up:
-            self._drop_given_up()
+        kv = self.kv
         steps = self.stretch_steps
         end = self.stretch_end_ns
         if self._samples.next_ns < end:
             self._sample(end)
+        if steps > 1:
+            kv.free_blocks -= kv.growth_blocks(self.decode_step + 1, steps - 1)
+        self.note_peak(kv.free_blocks)
+        if self._given_up:
+            self._drop_given_up()
         decodes = self._decodes
         if decodes:
             tokens = decodes * steps
-            if steps > 1:
-                kv = self.kv
-                kv.free_blocks -= kv.growth_blocks(self.decode_step + 1, steps - 1)
-                self.note_peak(kv.free_blocks)
             self._squares += steps * (2 * self._context + tokens)
             self._context += tokens
             self.decode_step = step = self.decode_step + steps
@@ -1168,17 +1168,19 @@ class Replica:
 
     def reserve(self, request: Request, tokens: int, now_ns: int) -> bool:
         """Book blocks for a request that is on its way, if they are free now. Nobody's step changes."""
-        if self.kv.missing_blocks(request, tokens) > self.blocks_free_now:
+        kv = self.kv
+        missing = kv.missing_blocks(request, tokens)
+        later = kv.growth_blocks(self.decode_step + 1, self.stretch_steps - 1) if self.stretch_steps > 1 else 0
+        enough = missing <= kv.free_blocks - later
+        if not enough and (not later or missing > self.blocks_free_now):
             return False
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
-        self.kv.allocate(request, tokens)
-        if self.stretch_steps > 1:
-            self.note_peak(self.blocks_free_now)
-            if self.kv.growth_blocks(self.decode_step + 1, self.stretch_steps - 1) > self.kv.free_blocks:
-                self._cut(now_ns)  # the later steps of the leap counted on these blocks
-        else:
-            self.note_peak(self.kv.free_blocks)
+        kv.allocate(request, tokens)
+        if not enough:
+            self._cut(now_ns)  # the later steps of the leap counted on these blocks
+        if not self.stretch_steps:
+            self.note_peak(kv.free_blocks)
         return True
 
     def note_peak(self, free_blocks: int) -> None:
@@ -1377,6 +1379,7 @@ class Replica:
             self._cut(now_ns)
         if self.stretch_steps > 1:
             self._split_stretch()
+        self.note_peak(self.kv.free_blocks)
 
     def close(self, end_ns: int) -> None:
         """The run is over: write what is still open."""
