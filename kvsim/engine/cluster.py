@@ -482,14 +482,19 @@ class Simulation:
         source: Replica = request.replica  # type: ignore[assignment]
         target = self._pools[1].route(request, now)
         self._recorder.columns.replica_decode[request.id] = target.id
+        handoff = _Handoff(request, source, target)
+        request.replica = target
+        if not request.watched and target.book_ahead(request, now):
+            self._handoffs[request] = handoff
+            self._send_kv(request, now)
+            return
         target.settle(now)
-        self._handoffs[request] = _Handoff(request, source, target)
+        self._handoffs[request] = handoff
         target.watchers += request.watched
         target.waiting_tokens += request.prompt_tokens + 1
         target.offers.append(request)
         if len(target.offers) == 1:
             self.take_offers(target, now)
-        request.replica = target
         self._watch(target, now)
 
     def take_offers(self, target: Replica, now: int) -> None:
@@ -500,9 +505,12 @@ class Simulation:
             if not target.reserve(request, request.prompt_tokens + 1, now):
                 return
             offers.popleft()
-            request.state = SENDING
-            assert self._link is not None
-            self._link.start(request, request.prompt_tokens * self._pools[0].pool.kv_bytes_per_token, now)
+            self._send_kv(request, now)
+
+    def _send_kv(self, request: Request, now: int) -> None:
+        request.state = SENDING
+        assert self._link is not None
+        self._link.start(request, request.prompt_tokens * self._pools[0].pool.kv_bytes_per_token, now)
 
     def _leave_source(self, request: Request, now: int) -> Replica:
         """Nothing of the request is left in its first replica. Returns the other one."""
@@ -540,9 +548,12 @@ class Simulation:
 
     def tokens_between_pools(self, replica: Replica) -> int:
         """Tokens that ``waiting_tokens`` of this replica counts for requests on their way to it."""
+        return sum(request.prompt_tokens + 1 for request in self.on_their_way_to(replica))
+
+    def on_their_way_to(self, replica: Replica) -> list[Request]:
+        """Requests whose KV is offered to this replica, or under way."""
         coming = [request for request, handoff in self._handoffs.items() if handoff.target is replica]
-        coming += [request for request in replica.inbox if request.state]
-        return sum(request.prompt_tokens + 1 for request in coming)
+        return coming + [request for request in replica.inbox if request.state]
 
     # ---- the log
 

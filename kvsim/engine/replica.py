@@ -58,6 +58,7 @@ class Replica:
     __slots__ = (
         "_asking",
         "_behind",
+        "_books_ahead",
         "_changed",
         "_check_laws",
         "_chunks",
@@ -85,6 +86,7 @@ class Replica:
         "_max_gap_column",
         "_plan",
         "_recorder",
+        "_recount_in",
         "_review_ns",
         "_review_step",
         "_runs_fast",
@@ -98,8 +100,10 @@ class Replica:
         "_step_s",
         "_steps_s",
         "_steps_seen",
+        "_sure_blocks",
         "_tools",
         "admissions",
+        "bookings",
         "boundary_ns",
         "decisions",
         "decode_step",
@@ -171,6 +175,10 @@ class Replica:
         self.inbox: deque[Request] = deque()  # arrived, not yet looked at
         self.eager = False
         self.offers: deque[Request] = deque()
+        self.bookings: deque[tuple[int, int, Request]] = deque()  # (time, blocks, request) of sent KV, not yet booked
+        self._books_ahead = self._runs_fast and not getattr(pool.scheduler, "preempts_by_choice", True)
+        self._sure_blocks = 0  # at most so many blocks will ever be taken by those who are here or on their way
+        self._recount_in = 0
         self.running_now: dict[Request, None] = {}  # in admission order
         self.prefilling: list[Request] = []
         self.admissions = 0
@@ -220,7 +228,7 @@ class Replica:
             self.inbox, self.waiting, self.prefilling, self.running_now, self._finishing, self.kv,
             self.kv.growth_blocks, self.kv.release, self.kv.join, self._step_s, self._steps_s,
             self._gap_starts, self._gap_sizes, self._gaps.values, self._gaps.runs, self._decode_shape,
-            samples, self._longest_last, self.total_blocks, self._behind,
+            samples, self._longest_last, self.total_blocks, self._behind, self.bookings,
             columns.finish_ns, columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens,
         )  # fmt: skip
         if decisions:
@@ -304,7 +312,7 @@ class Replica:
                 if inbox and inbox[0].enters_ns <= (self.stretch_end_ns if self.stretch_end_ns < now_ns else now_ns):
                     self._arrive_in_flight(inbox[0].enters_ns)
                 if self.stretch_end_ns > now_ns:
-                    return
+                    break
                 if self._as_usual(self.stretch_start_ns) and self._decodes == self.decoding_count:
                     self._run(now_ns)
                 else:
@@ -320,15 +328,17 @@ class Replica:
                 elif wake_ns < now_ns and self.due_ns < FOREVER:
                     self._wake(wake_ns)
                 else:
-                    return
+                    break
             elif inbox and inbox[0].enters_ns <= boundary_ns:
                 self._arrive(boundary_ns)
             elif boundary_ns >= now_ns:
-                return
+                break
             elif not self.eager and self._as_usual(boundary_ns):  # eager: hardly ever more than one stretch
                 self._run(now_ns)
             else:
                 self._launch()
+        if self.bookings:
+            self._take_bookings(now_ns)
 
     def _as_usual(self, start_ns: int) -> bool:
         """Nothing about the stretch that starts there is beyond the fast loop."""
@@ -349,7 +359,7 @@ class Replica:
         """
         (
             inbox, waiting, prefilling, running_now, finishing, kv, growth_blocks, release, join, step_s, steps_s,
-            gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks, behind,
+            gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks, behind, bookings,
             finish_column, max_gap_column, first_token_column, computed_column,
         ) = self._tools  # fmt: skip
         sample_ns = samples.next_ns
@@ -382,6 +392,8 @@ class Replica:
                 durations = launched if isinstance(launched, list) else launched.tolist()
             else:
                 # ---- arrive
+                if bookings and bookings[0][0] <= start:
+                    self._take_bookings(start)
                 arrival_ns = inbox[0].enters_ns if inbox else FOREVER
                 if arrival_ns <= start:
                     while arrival_ns <= start:
@@ -519,6 +531,9 @@ class Replica:
                     else:
                         self._gaps.add(many, decodes, largest)
             # ---- apply
+            if bookings and bookings[0][0] < end:
+                self._take_bookings(end - 1)
+                free = kv.free_blocks
             if total_blocks - free > self.peak_used_blocks:
                 self.peak_used_blocks = total_blocks - free
             steps_run += steps
@@ -811,6 +826,8 @@ class Replica:
     def _launch(self) -> None:
         """Plan the step that starts at the boundary and send it off, with as many like it as are sure to follow."""
         start = self.boundary_ns
+        if self.bookings:
+            self._take_bookings(start)
         if self.offers:
             self._simulation.take_offers(self, start)
         kv = self.kv
@@ -1004,6 +1021,8 @@ class Replica:
             self._sample(end)
         if steps > 1:
             kv.free_blocks -= kv.growth_blocks(self.decode_step + 1, steps - 1)
+        if self.bookings:
+            self._take_bookings(end - 1)
         self.note_peak(kv.free_blocks)
         if self._given_up:
             self._drop_given_up()
@@ -1181,7 +1200,52 @@ class Replica:
             self._cut(now_ns)  # the later steps of the leap counted on these blocks
         if not self.stretch_steps:
             self.note_peak(kv.free_blocks)
+        if self._books_ahead:
+            self._sure_blocks += missing + kv.missing_blocks(request, request.prompt_tokens + request.output_tokens)
         return True
+
+    def book_ahead(self, request: Request, now_ns: int) -> bool:
+        """As ``reserve``, without bringing this replica up to date: if no request could possibly be short of blocks.
+
+        Nothing that happens here matters to anybody then, so the steps until now can wait, and be taken together.
+        """
+        if not self._books_ahead or self.eager or self.watchers or self.offers:
+            return False
+        peak = self.kv.missing_blocks(request, request.prompt_tokens + request.output_tokens)
+        if self._sure_blocks + peak > self.total_blocks:
+            self._recount_in -= 1
+            if self._recount_in > 0:
+                return False
+            self._recount_sure_blocks(now_ns)
+            if self._sure_blocks + peak > self.total_blocks:
+                return False
+        self._sure_blocks += peak
+        missing = self.kv.missing_blocks(request, request.prompt_tokens + 1)
+        self.bookings.append((now_ns, missing, request))
+        if len(self.bookings) >= _INBOX:
+            self.settle(now_ns)
+        return True
+
+    def _recount_sure_blocks(self, now_ns: int) -> None:
+        self.settle(now_ns)
+        probe = Request(0, 0, 1, 1)
+        here = [*self.running_now, *self.waiting, *self._simulation.on_their_way_to(self)]
+        self._sure_blocks = sum(self.kv.missing_blocks(probe, r.prompt_tokens + r.output_tokens) for r in here)
+        self._recount_in = len(here)  # a constant cost per request, however many there are
+
+    def _take_bookings(self, until_ns: int) -> None:
+        """Blocks that were booked ahead, by that time."""
+        bookings = self.bookings
+        while bookings and bookings[0][0] <= until_ns:
+            booked_ns, _, request = bookings.popleft()
+            if self._samples.next_ns < booked_ns:
+                self._sample(booked_ns)
+            self.waiting_tokens += request.prompt_tokens + 1
+            self.kv.allocate(request, request.prompt_tokens + 1)
+
+    def _booked_by(self, time_ns: int) -> int:
+        """Blocks booked ahead for that time or before, and not taken yet."""
+        return sum(blocks for booked_ns, blocks, _ in self.bookings if booked_ns <= time_ns)
 
     def note_peak(self, free_blocks: int) -> None:
         """So few blocks are free now."""
@@ -1298,8 +1362,8 @@ class Replica:
             )
             return
         samples.skip_gap(until_ns)
-        free = self.kv.free_blocks
         while samples.next_ns < until_ns:
+            free = self.kv.free_blocks - self._booked_by(samples.next_ns)
             samples.add((
                 samples.next_ns, 0, len(self.waiting), len(self.running_now), 0, 0, 0,
                 self.total_blocks - free, 0, free,
@@ -1323,7 +1387,7 @@ class Replica:
             while end_ns <= time_ns:
                 i += 1
                 end_ns += int(durations[i])
-            free = kv.free_blocks
+            free = kv.free_blocks - self._booked_by(time_ns)
             if i and decodes:
                 free -= kv.growth_blocks(decode_step + 1, i)
             waiting = len(self.waiting)

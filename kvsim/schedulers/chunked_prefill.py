@@ -25,6 +25,7 @@ class ChunkedPrefill:
     watermark: float = 0.0
 
     every_step = False
+    preempts_by_choice = False
 
     def plan(self, replica: ReplicaView, plan: Plan) -> None:
         max_chunk = self._max_chunk(replica) if self.long_prefill_token_threshold else None

@@ -21,6 +21,7 @@ class PrefillFirst:
     watermark: float = 0.01
 
     every_step = False
+    preempts_by_choice = False
 
     def plan(self, replica: ReplicaView, plan: Plan) -> None:
         if replica.waiting:
