@@ -202,22 +202,24 @@ class Simulation:
 
     def _end_moment(self, now: int) -> None:
         """What follows from an event at the same time: at once if no other event is due now, else by events."""
-        clock = self._clock
-        if self._heap and self._heap[0][0] == now and clock.next_ns > now:
+        clock, heap = self._clock, self._heap
+        if heap and heap[0][0] == now and clock.next_ns > now:
             self._handle_agenda(now)
         self._handling = False
-        self._post_agenda()
+        if heap or self._static_ns != self._agenda_ns:
+            self._post_agenda()
         to_plan = self._to_plan
-        if len(to_plan) > 1:
-            to_plan.sort(key=lambda replica: replica.id, reverse=True)
-        while to_plan:
-            replica = to_plan.pop()
-            replica.posted = -1
-            if clock.next_ns > now:
-                replica.plan_at(now)
-                self._watch(replica, now)
-            else:
-                self._post_replica(replica, now, PLANS)
+        if to_plan:
+            if len(to_plan) > 1:
+                to_plan.sort(key=lambda replica: replica.id, reverse=True)
+            while to_plan:
+                replica = to_plan.pop()
+                replica.posted = -1
+                if clock.next_ns > now:
+                    replica.plan_now(now)
+                    self._watch(replica, now)
+                else:
+                    self._post_replica(replica, now, PLANS)
 
     def _handle_agenda(self, now: int) -> None:
         """All that is on the agenda for now, in rounds."""
@@ -237,7 +239,13 @@ class Simulation:
     def _handle_round(self, now: int) -> None:
         """Everything due now, by request id; what it creates for now comes in a later round."""
         heap = self._heap
-        due: list[tuple[int, int, Request | None, tuple[int, int, int, int] | None]] = []
+        _, request_id, kind, request = heappop(heap)
+        if self._static_ns != now and not (heap and heap[0][0] == now):  # alone, as most are
+            self._handle(request_id, kind, request, None, now)
+            return
+        due: list[tuple[int, int, Request | None, tuple[int, int, int, int] | None]] = [
+            (request_id, kind, request, None)
+        ]
         while heap and heap[0][0] == now:
             _, request_id, kind, request = heappop(heap)
             due.append((request_id, kind, request, None))
@@ -246,14 +254,19 @@ class Simulation:
             due.append((row[0], SEND, None, row))
         due.sort(key=lambda entry: entry[:2])
         for request_id, kind, request, static_row in due:
-            if kind == SEND:
-                self._ready_to_send(static_row or self._row(request_id), now)
-            elif request is None or request.state == ENDED:
-                continue
-            elif kind == OFFER:
-                self._offered(request, now)
-            else:
-                self._abandon(request, now)
+            self._handle(request_id, kind, request, static_row, now)
+
+    def _handle(
+        self, request_id: int, kind: int, request: Request | None, row: tuple[int, int, int, int] | None, now: int
+    ) -> None:
+        if kind == SEND:
+            self._ready_to_send(row or self._row(request_id), now)
+        elif request is None or request.state == ENDED:
+            return
+        elif kind == OFFER:
+            self._offered(request, now)
+        else:
+            self._abandon(request, now)
 
     def _row(self, i: int) -> tuple[int, int, int, int]:
         trace = self._trace

@@ -656,9 +656,14 @@ class Replica:
         self.settle(now_ns)
         if not self.stretch_steps and self.due_ns == now_ns + 1 < FOREVER:
             self._wake(now_ns)  # a review is due
+        self.plan_now(now_ns)
+
+    def plan_now(self, now_ns: int) -> None:
+        """Plan and launch if that is due now; everything before it has happened."""
         while not self.stretch_steps and self.boundary_ns == now_ns and self.due_ns == now_ns + 1 < FOREVER:
             self._launch()
-            self.settle(now_ns)
+            if self.due_ns <= now_ns:
+                self.settle(now_ns)
 
     def interrupt(self, now_ns: int) -> None:
         """Something changes now: settle, and let the step in flight be the last of its stretch."""
@@ -1087,7 +1092,7 @@ class Replica:
         behind.clear()
         if len(durations) > 1:
             rest = durations[1:]
-            largest = int(rest.max() if isinstance(rest, np.ndarray) else max(rest))
+            largest = int(rest[-1] if self._longest_last else rest.max() if isinstance(rest, np.ndarray) else max(rest))
             self._gaps.add(rest, decodes, largest)
             self._shared_gap(end, largest)
 
