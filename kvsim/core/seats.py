@@ -289,7 +289,9 @@ class StepCost(Protocol):
     """How long a step takes, for one model on one kind of GPU. Pure: same shape, same seconds.
 
     Scalar and vector forms must agree in the last bit: use + - * / sqrt, min, max and tables only. A cost that never
-    prices a later step of a stretch below an earlier one may say so with ``longest_last = True``.
+    prices a later step of a stretch below an earlier one may say so with ``longest_last = True``; one for which the
+    number of decodes and ``decode_context_tokens`` say all about a step of decodes, with ``reads_squares = False``.
+    Both make it quicker to simulate, and are checked.
     """
 
     def step_s(self, shape: BatchShape) -> float:

@@ -42,6 +42,7 @@ class AffineStep:
         "_sampled_request_s",
         "longest_last",
     )
+    reads_squares = False
 
     def __init__(self, cost: Affine) -> None:
         self._base_s = cost.base_s

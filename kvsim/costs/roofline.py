@@ -71,6 +71,7 @@ class RooflineStep:
     """
 
     longest_last = True  # more context, more time
+    reads_squares = False
 
     __slots__ = (
         "_decode_context_s",

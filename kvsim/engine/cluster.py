@@ -15,6 +15,7 @@ from kvsim.core.trace import Trace
 from kvsim.engine.clock import ARRIVALS, ENDS, FOREVER, PLANS, Clock
 from kvsim.engine.decisions import DecisionRecorder
 from kvsim.engine.link import Flow, SharedLink
+from kvsim.engine.pace import DecodePace
 from kvsim.engine.recorder import Recorder, TimelineSamples, join_timelines
 from kvsim.engine.replica import Replica
 
@@ -142,14 +143,17 @@ class Simulation:
         self.replicas: list[Replica] = []
         self._samples: list[TimelineSamples] = []
         self._pools: list[_PoolState] = []
+        self._paces: list[DecodePace] = []
         seeds = np.random.SeedSequence(options.seed).spawn(len(self._cluster.pools))
         for pool, seed in zip(self._cluster.pools, seeds, strict=True):
             members = []
+            pace = DecodePace(pool.cost.steps_s)
+            self._paces.append(pace)
             for _ in range(pool.replicas):
                 samples = TimelineSamples(interval_ns, instants)
                 decisions = DecisionRecorder(len(self.replicas), options.decisions) if options.decisions else None
                 replica = Replica(
-                    len(self.replicas), pool, self, self._recorder, samples,
+                    len(self.replicas), pool, self, self._recorder, samples, pace,
                     leaps=options.mode == "leap", decisions=decisions, check_laws=options.check_laws,
                 )  # fmt: skip
                 # Whoever reads counters or waits for an end wants the replica as it is now.
@@ -597,7 +601,10 @@ class Simulation:
         finished = (columns["status"] == UNFINISHED) & (columns["finish_ns"] != NEVER)
         columns["status"][finished] = FINISHED
         columns["generated_tokens"][finished] = columns["output_tokens"][finished]
-        recorder.pack_seconds()
+        for pace in self._paces:
+            for table in pace.tables:
+                if table:
+                    recorder.gaps.add_counted(*table.counted())
         unfinished = columns["status"] == UNFINISHED
         never_sent = unfinished & (columns["arrival_ns"] == NEVER)
         stuck = self._options.horizon_ns is None and bool((unfinished & ~never_sent).any())

@@ -105,6 +105,11 @@ class GapHistogram:
             values, counts = _sum_equal(values[order], counts[order])
         self._merged = (values, counts)
 
+    def add_counted(self, gaps_ns: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        """Gaps that were counted elsewhere, shape (m,) each, in any order and with repeats."""
+        order = np.argsort(gaps_ns, kind="stable")
+        self._absorb(*_sum_equal(gaps_ns[order], counts[order]))
+
     def result(self) -> Gaps:
         """The histogram so far."""
         if self.values:
@@ -115,7 +120,9 @@ class GapHistogram:
             counts = [self._rare[gap] for gap in gaps]
             self._absorb(np.array(gaps, np.int64), np.array(counts, np.int64))
             self._rare.clear()
-        return Gaps(*self._merged)
+        gaps_ns, requests = self._merged
+        seen = requests > 0
+        return Gaps(gaps_ns[seen], requests[seen])
 
 
 def _sum_equal(values: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -232,33 +239,11 @@ class RequestColumns:
 
 
 class Recorder:
-    """What all replicas write to. ``tokens_by_second`` is complete after ``pack_seconds``."""
+    """What all replicas write to."""
 
-    __slots__ = ("_step_ends", "_step_tokens", "columns", "gaps", "tokens_by_second")
+    __slots__ = ("columns", "gaps", "tokens_by_second")
 
     def __init__(self, trace: Trace) -> None:
         self.columns = RequestColumns(trace)
         self.gaps = GapHistogram()
         self.tokens_by_second: Counter[int] = Counter()
-        self._step_ends: list[NDArray[np.int64]] = []
-        self._step_tokens: list[int] = []  # tokens a step, steps, tokens a step, steps, ...
-
-    def count_tokens(self, ends_ns: NDArray[np.int64], tokens: int) -> None:
-        """So many tokens were delivered at each of these times; counted by second when there are enough of them."""
-        self._step_ends.append(ends_ns)
-        self._step_tokens += (tokens, len(ends_ns))
-        if len(self._step_ends) >= 4096:
-            self.pack_seconds()
-
-    def pack_seconds(self) -> None:
-        """Bring ``tokens_by_second`` up to date."""
-        if not self._step_ends:
-            return
-        seconds = np.concatenate(self._step_ends) // 1_000_000_000
-        tokens = np.repeat(self._step_tokens[0::2], self._step_tokens[1::2])
-        self._step_ends.clear()
-        self._step_tokens.clear()
-        first = np.flatnonzero(np.concatenate(([True], seconds[1:] != seconds[:-1])))
-        counter = self.tokens_by_second
-        for second, total in zip(seconds[first].tolist(), np.add.reduceat(tokens, first).tolist(), strict=True):
-            counter[second] += total

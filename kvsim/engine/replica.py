@@ -16,6 +16,7 @@ from kvsim.core.cluster import Pool
 from kvsim.core.request import DECODING, ENDED, HELD, WAITING, Request
 from kvsim.core.shape import BatchShape
 from kvsim.engine.clock import FOREVER
+from kvsim.engine.pace import LARGEST_BATCH, DecodePace, PaceTable
 from kvsim.engine.plan import Plan
 from kvsim.engine.recorder import LONGEST_PACKED_NS, PACK_AT, Recorder, TimelineSamples
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000_000
 _SHORTEST_LEAP, _FIRST_LEAP, _LONGEST_LEAP = 4, 16, 4096
+_LONGEST_LIST = 256
+"""Beyond so many steps arrays beat lists by more than the way to the plain path costs."""
 _INBOX = 512
 ROUND = 6755399441055744.0
 """1.5 * 2^52: x + ROUND - ROUND is x rounded half to even, for x below 2^51, in a third of the time of round()."""
@@ -84,6 +87,7 @@ class Replica:
         "_look_tokens",
         "_look_until_ns",
         "_max_gap_column",
+        "_pace",
         "_plan",
         "_recorder",
         "_recount_in",
@@ -140,6 +144,7 @@ class Replica:
         simulation: Simulation,
         recorder: Recorder,
         samples: TimelineSamples,
+        pace: DecodePace,
         leaps: bool,
         decisions: DecisionRecorder | None,
         check_laws: bool,
@@ -223,13 +228,17 @@ class Replica:
         self.watchers = 0
         self.posted = -1
         self._plan = Plan(self, pool.scheduler.max_num_batched_tokens)
+        self._pace = pace
+        # Small batches have their pace in tables, if two numbers and no more say how long a decode step takes.
+        paced = LARGEST_BATCH + 1 if self._longest_last and not getattr(pool.cost, "reads_squares", True) else 0
         # What the fast loop works with; none of these is ever replaced by another object.
         self._tools = (
             self.inbox, self.waiting, self.prefilling, self.running_now, self._finishing, self.kv,
             self.kv.growth_blocks, self.kv.release, self.kv.join, self._step_s, self._steps_s,
             self._gap_starts, self._gap_sizes, self._gaps.values, self._gaps.runs, self._decode_shape,
-            samples, self._longest_last, self.total_blocks, self._behind, self.bookings,
-            columns.finish_ns, columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens,
+            samples, self._longest_last, self.total_blocks,
+            self._behind, self.bookings, pace.tables, paced, columns.finish_ns,
+            columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens,
         )  # fmt: skip
         if decisions:
             self._plan.refused = []
@@ -359,8 +368,8 @@ class Replica:
         """
         (
             inbox, waiting, prefilling, running_now, finishing, kv, growth_blocks, release, join, step_s, steps_s,
-            gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks, behind, bookings,
-            finish_column, max_gap_column, first_token_column, computed_column,
+            gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks,
+            behind, bookings, paces, paced, finish_column, max_gap_column, first_token_column, computed_column,
         ) = self._tools  # fmt: skip
         sample_ns = samples.next_ns
         steps_run = stretches_run = 0
@@ -386,10 +395,14 @@ class Replica:
                 if len(launched) != steps:
                     launched = launched[:steps]
                 largest = int(launched[-1] if longest_last else max(launched))
-                if decodes and not behind:
-                    self._gaps.add(launched, decodes, largest)
-                many = None
                 durations = launched if isinstance(launched, list) else launched.tolist()
+                pace = None
+                first = durations[0]
+                if behind:
+                    self._gaps.add(durations[:1], decodes - len(behind), first)
+                    self._gaps.add(durations[1:], decodes, largest)
+                elif decodes:
+                    self._gaps.add(launched, decodes, largest)
             else:
                 # ---- arrive
                 if bookings and bookings[0][0] <= start:
@@ -434,7 +447,7 @@ class Replica:
                         shape.sampled_requests += decodes
                     shape.decode_requests = decodes + plan.chunk_decodes
                     steps = 1
-                    largest = round(step_s(shape) * 1e9)
+                    first = largest = round(step_s(shape) * 1e9)
                     end = start + largest
                     free = kv.free_blocks
                     if end > now_ns or largest >= LONGEST_PACKED_NS:
@@ -447,9 +460,9 @@ class Replica:
                     if sample_ns < end:
                         self._sample_steps(start, (largest,), shape, step, decodes, end)
                         sample_ns = samples.next_ns
-                    if decodes and not behind:
+                    if decodes:
                         values.append(largest)
-                        weights += (decodes, 1)
+                        weights += (decodes - len(behind), 1)
                 elif not decodes:
                     if waiting or prefilling or arrival_ns > now_ns or sample_ns < arrival_ns:
                         break
@@ -461,20 +474,44 @@ class Replica:
                         heappop(finishing)
                         continue
                     steps = finish - step
-                    if steps > leap:
-                        steps = leap
                     if prefilling or (behind and waiting):
                         steps = 1
-                    elif duration and arrival_ns < FOREVER:
-                        # Not many more than there is time for: what is computed beyond the arrival is thrown away.
-                        until_arrival = (arrival_ns - start) // duration + 2
-                        if steps > until_arrival:
-                            steps = until_arrival
-                    decode_shape.decode_requests = decode_shape.sampled_requests = decodes
-                    decode_shape.decode_context_tokens = context
-                    decode_shape.decode_context_squares = squares
-                    seconds = steps_s(decode_shape, steps)
-                    if isinstance(seconds, list):
+                    pace = None
+                    if decodes < paced:
+                        pace = paces[decodes]
+                        if pace is None or pace.size <= context + steps * decodes:
+                            pace, steps = self._pace.reach(decodes, context, steps)
+                    if pace:
+                        sums = pace.before
+                        begin_ns = start - sums[context]
+                        last = context + (steps - 1) * decodes
+                        if begin_ns + sums[last] >= arrival_ns:
+                            steps = 1 + pace.ends_before(arrival_ns, context, steps, start)
+                            last = context + (steps - 1) * decodes
+                        end = begin_ns + sums[last + decodes]
+                        if end > now_ns and steps > leap:
+                            steps = leap
+                            last = context + (steps - 1) * decodes
+                            end = begin_ns + sums[last + decodes]
+                        began = context
+                        first = pace.duration[context]
+                        duration = largest = pace.duration[last]
+                    else:
+                        if steps > leap:
+                            steps = leap
+                        if duration and arrival_ns < FOREVER:
+                            # Not many more than there is time for: what is beyond the arrival is thrown away.
+                            until_arrival = (arrival_ns - start) // duration + 2
+                            if steps > until_arrival:
+                                steps = until_arrival
+                        if steps > _LONGEST_LIST:
+                            break
+                        decode_shape.decode_requests = decode_shape.sampled_requests = decodes
+                        decode_shape.decode_context_tokens = context
+                        decode_shape.decode_context_squares = squares
+                        seconds = steps_s(decode_shape, steps)
+                        if isinstance(seconds, np.ndarray):
+                            seconds = seconds.tolist()
                         durations = [s * 1e9 + ROUND - ROUND for s in seconds]
                         end = start + int(sum(durations))
                         duration = int(durations[-1])
@@ -483,19 +520,8 @@ class Replica:
                             end -= duration
                             duration = int(durations[-1])
                         steps = len(durations)
+                        first = int(durations[0])
                         largest = duration if longest_last else int(max(durations))
-                        many = None
-                    else:
-                        fresh = np.asarray(seconds)
-                        fresh *= 1e9
-                        many = np.rint(fresh, out=fresh).astype(np.int64)
-                        ends = many.cumsum()
-                        if arrival_ns < start + int(ends[-1]):
-                            steps = int(ends.searchsorted(arrival_ns - start)) + 1
-                            many, ends = many[:steps], ends[:steps]
-                        end = start + int(ends[steps - 1])
-                        duration = int(many[-1])
-                        largest = duration if longest_last else int(many.max())
                     free = kv.free_blocks - growth_blocks(step, steps)
                     if free < 0 or largest >= LONGEST_PACKED_NS:
                         break
@@ -509,27 +535,32 @@ class Replica:
                         self._duration = duration
                         self.steps += steps_run
                         self.stretches += stretches_run
-                        self._fly(
-                            start,
-                            end,
-                            [int(d) for d in durations] if many is None else many,
-                            decode_shape,
-                            decodes,
-                            leap,
-                        )
+                        decode_shape.decode_requests = decode_shape.sampled_requests = decodes
+                        decode_shape.decode_context_tokens = context
+                        decode_shape.decode_context_squares = squares
+                        flight = pace.durations(context, steps) if pace else [int(d) for d in durations]
+                        self._fly(start, end, flight, decode_shape, decodes, leap)
                         return
                     if sample_ns < end:
                         kv.free_blocks -= growth_blocks(step, 1)
-                        self._sample_steps(start, durations if many is None else many, decode_shape, step, decodes, end)
+                        decode_shape.decode_requests = decodes
+                        flight = pace.durations(context, steps) if pace else [int(d) for d in durations]
+                        self._sample_steps(start, flight, decode_shape, step, decodes, end)
                         sample_ns = samples.next_ns
                     kv.free_blocks = free
-                    if behind:
-                        pass
-                    elif many is None:
+                    shared = decodes - len(behind)
+                    if pace:
+                        begun = pace.begun
+                        begun[context] += shared
+                        if behind:
+                            begun[context + decodes] += decodes - shared
+                        begun[last + decodes] -= decodes
+                    elif behind:
+                        values += durations
+                        weights += (shared, 1, decodes, steps - 1)
+                    else:
                         values += durations
                         weights += (decodes, steps)
-                    else:
-                        self._gaps.add(many, decodes, largest)
             # ---- apply
             if bookings and bookings[0][0] < end:
                 self._take_bookings(end - 1)
@@ -545,8 +576,8 @@ class Replica:
                 context += tokens
                 step += steps
                 if behind:
-                    gaps = (largest,) if chunks else durations if many is None else many
-                    self._record_pause(start, start, gaps, decodes)
+                    later = 0 if steps == 1 else largest if longest_last else int(max(durations[1:]))
+                    self._pause_ends(start, start + first, decodes, later)
                 else:
                     while gap_sizes and gap_sizes[-1] <= largest:
                         gap_sizes.pop()
@@ -612,10 +643,11 @@ class Replica:
                 self._second_tokens += tokens
             elif steps == 1:
                 self._count_seconds((end,), 1, end, tokens, 0)
-            elif many is None:
-                self._count_seconds([start + int(e) for e in accumulate(durations)], steps, end, tokens // steps, 0)
+            elif pace:
+                self._count_seconds_paced(pace, began, start, steps, end)
             else:
-                self._recorder.count_tokens(ends + start, tokens // steps)
+                ends = [start + int(e) for e in accumulate(durations)]
+                self._count_seconds(ends, steps, end, tokens // steps, 0)
             start = end
         self.boundary_ns = self._cohort_ns = start
         self.decoding_count = decodes
@@ -1043,7 +1075,7 @@ class Replica:
             if len(durations) != steps:
                 durations = durations[:steps]
             if self._behind or self._cohort_ns != start:
-                self._record_pause(self._cohort_ns, start, durations, decodes)
+                self._record_pause(durations, decodes)
             else:
                 if steps == 1:
                     largest = durations[0]
@@ -1077,24 +1109,33 @@ class Replica:
         if self._check_laws:
             self._check_books()
 
-    def _record_pause(
-        self, since_ns: int, start: int, durations: Sequence[float] | NDArray[np.int64], decodes: int
-    ) -> None:
+    def _record_pause(self, durations: list[int] | NDArray[np.int64], decodes: int) -> None:
         """Gaps of a stretch whose first step ends a pause that all decodes shared, or that some had for themselves."""
-        behind = self._behind
-        end = start + int(durations[0])
-        shared = decodes - len(behind)
+        since_ns = self._cohort_ns
+        end_ns = self.stretch_start_ns + int(durations[0])
+        shared = decodes - len(self._behind)
+        later_ns = 0
         if shared:
-            self._gaps.add_step(end - since_ns, shared)
-            self._shared_gap(since_ns, end - since_ns)
-        for request in behind:
-            self._own_gap(request, end)
-        behind.clear()
+            self._gaps.add_step(end_ns - since_ns, shared)
         if len(durations) > 1:
-            rest = durations[1:]
-            largest = int(rest[-1] if self._longest_last else rest.max() if isinstance(rest, np.ndarray) else max(rest))
-            self._gaps.add(rest, decodes, largest)
-            self._shared_gap(end, largest)
+            later = durations[1:]
+            later_ns = int(later.max() if isinstance(later, np.ndarray) else max(later))
+            self._gaps.add(later, decodes, later_ns)
+        self._pause_ends(since_ns, end_ns, decodes, later_ns)
+
+    def _pause_ends(self, since_ns: int, end_ns: int, decodes: int, later_ns: int) -> None:
+        """The decodes got a token at ``end_ns``; some had paused longer than the others, who had one ``since_ns``.
+
+        ``later_ns``: the largest gap of the steps that follow in the same stretch, if any.
+        """
+        behind = self._behind
+        if decodes > len(behind):
+            self._shared_gap(since_ns, end_ns - since_ns)
+        for request in behind:
+            self._own_gap(request, end_ns)
+        behind.clear()
+        if later_ns:
+            self._shared_gap(end_ns, later_ns)
 
     def _apply_chunks(self, end: int) -> int:
         """The chunks of the step have been computed. Returns the tokens sampled from them."""
@@ -1356,6 +1397,22 @@ class Replica:
             done = upto
             second = int(ends[done]) // SECOND
         self._second_tokens = decodes * (steps - done) + sampled
+        self._second_end_ns = (last + 1) * SECOND
+
+    def _count_seconds_paced(self, pace: PaceTable, context: int, start: int, steps: int, end: int) -> None:
+        """The same for decodes whose pace is in a table."""
+        counter = self._recorder.tokens_by_second
+        if self._second_tokens:
+            counter[self._second_end_ns // SECOND - 1] += self._second_tokens
+        last = end // SECOND
+        decodes = pace.stride
+        begin_ns = start - pace.before[context]
+        done = 0
+        while (second := (begin_ns + pace.before[context + (done + 1) * decodes]) // SECOND) < last:
+            upto = pace.ends_before((second + 1) * SECOND, context, steps, start)
+            counter[second] += decodes * (upto - done)
+            done = upto
+        self._second_tokens = decodes * (steps - done)
         self._second_end_ns = (last + 1) * SECOND
 
     def _sample(self, until_ns: int) -> None:
