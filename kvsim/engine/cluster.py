@@ -113,6 +113,7 @@ class Simulation:
         self._read_rows = 0
         self._rows: list[tuple[int, int, int, int]] = []
         self._rows_at = 0
+        self._rows_fit = False
         self._static_ns = FOREVER
         self._in_flight = 0
         self._sent = 0
@@ -288,6 +289,7 @@ class Simulation:
             columns = trace.arrival_ns[rows], trace.prompt_tokens[rows], trace.output_tokens[rows]
         self._rows = list(zip(rows.tolist(), *(column.tolist() for column in columns), strict=True))
         self._rows_at = 0
+        self._rows_fit = bool((columns[1] + columns[2] <= min(self._max_model_len, self._sure_to_fit)).all())
         self._static_ns = self._rows[0][1] if self._rows else FOREVER
         if self._options.progress:
             self._options.progress(self._sent)
@@ -360,6 +362,12 @@ class Simulation:
         longest = min(self._max_model_len, self._sure_to_fit)
         only, column = self._only_replica, self._replica_column
         pool = self._pools[0]
+        if only and self._rows_fit and rows[-1][1] <= horizon_ns:
+            self._recorder.columns.arrays["replica_prefill"][rows[0][0] : rows[-1][0] + 1] = only.id
+            only.enqueue_rows(rows)
+            self._sent += len(rows)
+            self._read_ahead()
+            return
         for row in rows:
             i, arrival_ns, prompt_tokens, output_tokens = row
             if arrival_ns > horizon_ns:

@@ -56,7 +56,7 @@ class Plan:
         replica = self._replica
         if self.chunks:
             self.clear()
-        self.chunk_decodes = 0
+        self.chunk_decodes = self.joined = 0
         self.decodes_held = False
         self.runs = None
         self.preempted = 0

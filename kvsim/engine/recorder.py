@@ -27,7 +27,7 @@ class GapHistogram:
     outgrows what is merged, so the cost per gap is constant on average.
     """
 
-    __slots__ = ("_array_runs", "_arrays", "_chunks", "_gap_ns", "_merged", "_pending", "_rare", "runs", "values")
+    __slots__ = ("_array_runs", "_arrays", "_chunks", "_counted", "_merged", "_pending", "_rare", "runs", "values")
 
     def __init__(self) -> None:
         self.values: list[float] = []  # gaps of short stretches, in order (whole ns)
@@ -36,6 +36,7 @@ class GapHistogram:
         self._arrays: list[NDArray[np.int64]] = []  # gaps of long stretches
         self._array_runs: list[int] = []
         self._pending = 0
+        self._counted: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         self._rare: Counter[int] = Counter()  # gaps of single requests: preemption, stall, transfer
         self._merged: tuple[NDArray[np.int64], NDArray[np.int64]] = (np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -105,10 +106,9 @@ class GapHistogram:
             values, counts = _sum_equal(values[order], counts[order])
         self._merged = (values, counts)
 
-    def add_counted(self, gaps_ns: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        """Gaps that were counted elsewhere, shape (m,) each, in any order and with repeats."""
-        order = np.argsort(gaps_ns, kind="stable")
-        self._absorb(*_sum_equal(gaps_ns[order], counts[order]))
+    def add_counted(self, gaps_ns: NDArray[np.int64], requests: NDArray[np.int64]) -> None:
+        """Gaps that were counted elsewhere, and how many requests saw each; shape (m,), any order, repeats allowed."""
+        self._counted.append((gaps_ns, requests))
 
     def result(self) -> Gaps:
         """The histogram so far."""
@@ -116,10 +116,13 @@ class GapHistogram:
             self.pack()
         self._merge()
         if self._rare:  # these may be longer than a packed value can hold, so they join after the merge
-            gaps = sorted(self._rare)
-            counts = [self._rare[gap] for gap in gaps]
-            self._absorb(np.array(gaps, np.int64), np.array(counts, np.int64))
+            self.add_counted(np.array(list(self._rare), np.int64), np.array(list(self._rare.values()), np.int64))
             self._rare.clear()
+        if self._counted:
+            gaps_ns, requests = (np.concatenate(columns) for columns in zip(*self._counted, strict=True))
+            self._counted.clear()
+            order = np.argsort(gaps_ns, kind="stable")
+            self._absorb(*_sum_equal(gaps_ns[order], requests[order]))
         gaps_ns, requests = self._merged
         seen = requests > 0
         return Gaps(gaps_ns[seen], requests[seen])

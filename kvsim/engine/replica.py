@@ -397,16 +397,13 @@ class Replica:
                 largest = int(launched[-1] if longest_last else max(launched))
                 durations = launched if isinstance(launched, list) else launched.tolist()
                 pace = None
-                first = durations[0]
                 if behind:
-                    self._gaps.add(durations[:1], decodes - len(behind), first)
+                    self._gaps.add(durations[:1], decodes - len(behind), durations[0])
                     self._gaps.add(durations[1:], decodes, largest)
                 elif decodes:
                     self._gaps.add(launched, decodes, largest)
             else:
                 # ---- arrive
-                if bookings and bookings[0][0] <= start:
-                    self._take_bookings(start)
                 arrival_ns = inbox[0].enters_ns if inbox else FOREVER
                 if arrival_ns <= start:
                     while arrival_ns <= start:
@@ -426,17 +423,18 @@ class Replica:
                     self.boundary_ns = self._cohort_ns = start
                     self.decoding_count = decodes
                     self._context, self._squares, self.decode_step = context, squares, step
+                    if bookings:
+                        self._take_bookings(start)
                     plan = self._consult(start)
                     chunks = plan.chunks
-                    joined = plan.joined
                     # Nothing planned, or somebody was preempted or held:
-                    if not (chunks or joined) or self._decodes != decodes + joined or self._asking:
+                    if not (chunks or plan.joined) or self._decodes != decodes + plan.joined or self._asking:
                         self._duration, self._leap = duration, leap
                         self.steps += steps_run
                         self.stretches += stretches_run
                         self._send_off(plan)
                         return
-                    if joined:
+                    if not chunks:
                         decodes, context, squares = self._decodes, self._context, self._squares
                         kv.free_blocks += growth_blocks(step, 1)  # to be taken with those of the leap
                 if chunks:
@@ -447,7 +445,7 @@ class Replica:
                         shape.sampled_requests += decodes
                     shape.decode_requests = decodes + plan.chunk_decodes
                     steps = 1
-                    first = largest = round(step_s(shape) * 1e9)
+                    largest = round(step_s(shape) * 1e9)
                     end = start + largest
                     free = kv.free_blocks
                     if end > now_ns or largest >= LONGEST_PACKED_NS:
@@ -462,7 +460,7 @@ class Replica:
                         sample_ns = samples.next_ns
                     if decodes:
                         values.append(largest)
-                        weights += (decodes - len(behind), 1)
+                        weights += (decodes - len(behind) if behind else decodes, 1)
                 elif not decodes:
                     if waiting or prefilling or arrival_ns > now_ns or sample_ns < arrival_ns:
                         break
@@ -494,7 +492,6 @@ class Replica:
                             last = context + (steps - 1) * decodes
                             end = begin_ns + sums[last + decodes]
                         began = context
-                        first = pace.duration[context]
                         duration = largest = pace.duration[last]
                     else:
                         if steps > leap:
@@ -510,8 +507,8 @@ class Replica:
                         decode_shape.decode_context_tokens = context
                         decode_shape.decode_context_squares = squares
                         seconds = steps_s(decode_shape, steps)
-                        if isinstance(seconds, np.ndarray):
-                            seconds = seconds.tolist()
+                        if type(seconds) is not list:
+                            seconds = np.asarray(seconds).tolist()
                         durations = [s * 1e9 + ROUND - ROUND for s in seconds]
                         end = start + int(sum(durations))
                         duration = int(durations[-1])
@@ -520,7 +517,6 @@ class Replica:
                             end -= duration
                             duration = int(durations[-1])
                         steps = len(durations)
-                        first = int(durations[0])
                         largest = duration if longest_last else int(max(durations))
                     free = kv.free_blocks - growth_blocks(step, steps)
                     if free < 0 or largest >= LONGEST_PACKED_NS:
@@ -548,19 +544,19 @@ class Replica:
                         self._sample_steps(start, flight, decode_shape, step, decodes, end)
                         sample_ns = samples.next_ns
                     kv.free_blocks = free
-                    shared = decodes - len(behind)
                     if pace:
                         begun = pace.begun
-                        begun[context] += shared
-                        if behind:
-                            begun[context + decodes] += decodes - shared
+                        begun[context] += decodes
                         begun[last + decodes] -= decodes
-                    elif behind:
-                        values += durations
-                        weights += (shared, 1, decodes, steps - 1)
+                        if behind:
+                            begun[context] -= len(behind)
+                            begun[context + decodes] += len(behind)
                     else:
                         values += durations
-                        weights += (decodes, steps)
+                        if behind:
+                            weights += (decodes - len(behind), 1, decodes, steps - 1)
+                        else:
+                            weights += (decodes, steps)
             # ---- apply
             if bookings and bookings[0][0] < end:
                 self._take_bookings(end - 1)
@@ -576,7 +572,10 @@ class Replica:
                 context += tokens
                 step += steps
                 if behind:
-                    later = 0 if steps == 1 else largest if longest_last else int(max(durations[1:]))
+                    first, later = largest, 0
+                    if steps > 1:
+                        first = pace.duration[began] if pace else int(durations[0])
+                        later = largest if longest_last else int(max(durations[1:]))
                     self._pause_ends(start, start + first, decodes, later)
                 else:
                     while gap_sizes and gap_sizes[-1] <= largest:
@@ -736,6 +735,12 @@ class Replica:
         self.inbox.append(request)
         if self.eager or len(self.inbox) >= _INBOX:
             self.settle(now_ns)
+
+    def enqueue_rows(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
+        """The same for many requests (id, arrival ns, prompt tokens, output tokens) that nobody watches."""
+        for first in range(0, len(rows), _INBOX):
+            self.inbox.extend([Request(*row) for row in rows[first : first + _INBOX]])
+            self.settle(self.inbox[-1].enters_ns)
 
     def _arrive_in_flight(self, now_ns: int) -> None:
         """A request arrives before the stretch in flight has ended."""
@@ -941,7 +946,6 @@ class Replica:
                     self._changed = True
                 decodes = self.decoding_count
             plan.growth = 0
-            plan.joined = 0
             if 0 < plan.chunk_decodes == len(plan.chunks) and not plan.decodes_held and plan.runs is None:
                 decodes = self._join_ready(plan)
             self._decodes = decodes
