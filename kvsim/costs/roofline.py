@@ -77,6 +77,7 @@ class RooflineStep:
         "_decode_context_s",
         "_decode_fixed_s",
         "_decode_request_s",
+        "_decodes_s",
         "_head_s",
         "_host_request_s",
         "_linear_s",
@@ -99,6 +100,7 @@ class RooflineStep:
         self._operators = operators
         self._linear_s: dict[int, float] = {}
         self._head_s: dict[int, float] = {0: 0.0}
+        self._decodes_s: dict[int, float] = {}  # a step of so many decodes, but for their context
         self._host_request_s = cost.host_request_s
 
         # One query token against one key: 2 multiply-adds per head and dimension. KV is read once per chunk.
@@ -143,10 +145,12 @@ class RooflineStep:
         """Seconds of each of ``steps`` decode steps, (steps,): every decode gains a token of context per step."""
         decodes = shape.decode_requests
         try:
-            fixed_s = self._linear_s[decodes] + self._head_s[shape.sampled_requests]
+            fixed_s = self._decodes_s[decodes]
         except KeyError:
-            fixed_s = self._linear_and_head_s(decodes, shape.sampled_requests)
-        fixed_s += self._decode_fixed_s + decodes * self._decode_request_s
+            fixed_s = self._linear_and_head_s(decodes, decodes) + (
+                self._decode_fixed_s + decodes * self._decode_request_s
+            )
+            self._decodes_s[decodes] = fixed_s
         if steps < ARRAY_FROM_STEPS:  # as linear_stretch does it, a call less
             first, context_s = shape.decode_context_tokens, self._decode_context_s
             return [fixed_s + context * context_s for context in range(first, first + steps * decodes, decodes)]

@@ -373,6 +373,7 @@ class Replica:
         ) = self._tools  # fmt: skip
         sample_ns = samples.next_ns
         steps_run = stretches_run = 0
+        least_free = total_blocks - self.peak_used_blocks
         start = self.boundary_ns
         decodes = self.decoding_count
         context, squares, step = self._context, self._squares, self.decode_step
@@ -561,8 +562,9 @@ class Replica:
             if bookings and bookings[0][0] < end:
                 self._take_bookings(end - 1)
                 free = kv.free_blocks
-            if total_blocks - free > self.peak_used_blocks:
-                self.peak_used_blocks = total_blocks - free
+            if free < least_free:
+                self.note_peak(free)
+                least_free = free
             steps_run += steps
             stretches_run += 1
             tokens = 0
@@ -953,12 +955,15 @@ class Replica:
                 break
             if self.decisions:
                 self.decisions.launched(self, plan, start, start)
-        self._review_ns = FOREVER if plan.review_ns is None else plan.review_ns
-        self._review_step = FOREVER if plan.review_steps is None else self.decode_step + plan.review_steps
-        # Nothing may have changed at the next boundary, and still the scheduler has to be asked.
-        self._asking = (
-            self._every_step or bool(self._held) or plan.review_ns is not None or plan.review_steps is not None
-        )
+        # Nothing may have changed at the next boundary, and still the scheduler may have to be asked.
+        self._asking = self._every_step or bool(self._held)
+        self._review_ns = self._review_step = FOREVER
+        if plan.review_ns is not None:
+            self._review_ns = plan.review_ns
+            self._asking = True
+        if plan.review_steps is not None:
+            self._review_step = self.decode_step + plan.review_steps
+            self._asking = True
         return plan
 
     def _join_ready(self, plan: Plan) -> int:

@@ -68,18 +68,18 @@ class PagedPool:
         return 1 if step % self._block_size == request.phase else 0
 
     def growth_blocks(self, step: int, steps: int) -> int:
+        size, phases = self._block_size, self._phases
+        first = step % size
         if steps == 1:
-            return self._phases[step % self._block_size]
-        rounds, rest = divmod(steps, self._block_size)
-        blocks = rounds * self._decodes
-        if rest:
-            first = step % self._block_size
-            last = first + rest
-            if last <= self._block_size:
-                blocks += sum(self._phases[first:last])
-            else:
-                blocks += sum(self._phases[first:]) + sum(self._phases[: last - self._block_size])
-        return blocks
+            return phases[first]
+        blocks = 0
+        if steps >= size:
+            rounds, steps = divmod(steps, size)
+            blocks = rounds * self._decodes
+        last = first + steps
+        if last <= size:
+            return blocks + sum(phases[first:last])
+        return blocks + sum(phases[first:]) + sum(phases[: last - size])
 
     def steps_until_short(self, step: int, limit: int) -> int:
         size = self._block_size
