@@ -184,7 +184,8 @@ class Scheduler(Protocol):
 
     ``plan`` is called when there is something to decide: a request waits or is being prefilled, blocks are short,
     a review is due, or requests joined or left while something was held back. With ``every_step`` True (also the
-    meaning of leaving it out) it is called before each step, and the replica cannot leap.
+    meaning of leaving it out) it is called before each step, and the replica cannot leap. A policy that preempts only
+    when blocks are short may say so with ``preempts_by_choice = False``: a decode replica is then quicker to simulate.
     """
 
     @property

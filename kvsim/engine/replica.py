@@ -420,6 +420,7 @@ class Replica:
                     break
                 # ---- plan and launch
                 chunks = None
+                once = False
                 if (waiting or prefilling) and self._changed:
                     self.boundary_ns = self._cohort_ns = start
                     self.decoding_count = decodes
@@ -436,6 +437,7 @@ class Replica:
                         self._send_off(plan)
                         return
                     if not chunks:
+                        once = bool(waiting)  # they may be told something else at the next step
                         decodes, context, squares = self._decodes, self._context, self._squares
                         kv.free_blocks += growth_blocks(step, 1)  # to be taken with those of the leap
                 if chunks:
@@ -469,11 +471,11 @@ class Replica:
                     continue
                 else:
                     finish, admission, request = finishing[0]
-                    if request.finish_step != finish or request.admission != admission or request.state != DECODING:
+                    while request.finish_step != finish or request.admission != admission or request.state != DECODING:
                         heappop(finishing)
-                        continue
+                        finish, admission, request = finishing[0]
                     steps = finish - step
-                    if prefilling or (behind and waiting):
+                    if prefilling or once:
                         steps = 1
                     pace = None
                     if decodes < paced:

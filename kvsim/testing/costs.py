@@ -39,6 +39,13 @@ def looks(cost: CostModel) -> Iterator[Look]:
 
     yield "a step takes seconds above 0", positive
     yield "steps_s is step_s, bit for bit", lambda: _stretches(_step_cost(cost))
+    if getattr(_step_cost(cost), "longest_last", False):
+        yield (
+            "it says longest_last, and no step of a stretch is longer than the next",
+            lambda: _rising(_step_cost(cost)),
+        )
+    if not getattr(_step_cost(cost), "reads_squares", True):
+        yield "it says reads_squares = False, and does not", lambda: _blind(_step_cost(cost))
     yield "the same shape costs the same, whatever was asked before, and is left as it was", lambda: _pure(cost)
     yield "runs", runs
     yield "leaping and stepping agree in ns", leaps
@@ -109,6 +116,25 @@ def _stretches(cost: StepCost) -> str | None:
                     f"{decodes} decodes with {context} tokens of context, step {i} of {steps}: "
                     f"steps_s {float(together[i])!r}, step_s {alone[i]!r}"
                 )
+    return None
+
+
+def _rising(cost: StepCost) -> str | None:
+    for decodes, context in ((1, 1), (3, 100), (64, 64 * 500 + 7)):
+        seconds = np.asarray(cost.steps_s(_decodes(decodes, context), max(STRETCHES)), np.float64)
+        falls = np.flatnonzero(seconds[1:] < seconds[:-1])
+        if len(falls):
+            i = int(falls[0])
+            return f"{decodes} decodes with {context} tokens of context: step {i} takes {seconds[i]!r} s, the next less"
+    return None
+
+
+def _blind(cost: StepCost) -> str | None:
+    for decodes, context in ((2, 1000), (64, 64 * 500)):
+        even, skewed = _decodes(decodes, context), _decodes(decodes, context)
+        skewed.decode_context_squares = (context - decodes + 1) ** 2 + decodes - 1  # one has all but a token each
+        if cost.step_s(even) != cost.step_s(skewed):
+            return f"{decodes} decodes with {context} tokens of context cost more or less when unevenly shared"
     return None
 
 

@@ -62,12 +62,22 @@ def looks(scheduler: Scheduler) -> Iterator[Look]:
                     return f"{world.name}, leaping and {how}: {difference}; {_REMEDY}"
         return None
 
+    def preempts() -> str | None:
+        for world, _ in played:
+            (pool,) = world.cluster.pools
+            log = world.having(kv_blocks=1000 * pool.kv_blocks).run()
+            if log.preemptions.any():
+                return f"{world.name}: {int(log.preemptions.sum())} preemptions with blocks to spare for everybody"
+        return None
+
     yield "runs", runs
     note = "" if splits else " (it never splits a prompt: one longer than max_num_batched_tokens would wait for ever)"
     yield f"every request ends, in {len(played)} worlds{note}", ends
     yield "laws hold: blocks, tokens and times add up", laws
     yield "the same run twice is the same log", repeats
     yield "leaping, stepping and being asked before every step agree in ns", leaps
+    if not getattr(scheduler, "preempts_by_choice", True):
+        yield "it says preempts_by_choice = False, and preempts only when blocks are short", preempts
 
 
 _REMEDY = "a plan stands until something arrives or leaves: say review_at or review_after, or drop every_step = False"
