@@ -93,7 +93,7 @@ def test_a_sound_policy_exits_0(mine: str, capsys: pytest.CaptureFixture[str]) -
     assert main([mine]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert all(line.startswith("ok    ") for line in lines)
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert last == f"{mine} keeps the contract of its seat"
 
 

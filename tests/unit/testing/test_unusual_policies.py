@@ -52,6 +52,7 @@ class Bounded(ChunkedPrefill):
     """Preempts the youngest once contexts have grown beyond 300 tokens: it asks to be asked after every step."""
 
     every_step = False
+    preempts_by_choice = True
 
     def plan(self, replica: ReplicaView, plan: Plan) -> None:
         plan.review_after(1)
