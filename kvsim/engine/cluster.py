@@ -55,8 +55,12 @@ class _PoolState:
             return replicas[0]
         if self.reads_counters:
             for replica in replicas:
-                if replica.due_ns <= now_ns or (replica.inbox and replica.inbox[0].enters_ns <= now_ns):
+                if replica.due_ns <= now_ns:
                     replica.settle(now_ns)
+            if self.pool.role == "decode":  # deliveries may be due
+                for replica in replicas:
+                    if replica.inbox:
+                        replica.settle(now_ns)
         return replicas[self.pool.router.route(request, replicas, self.memory)]
 
 
@@ -195,15 +199,23 @@ class Simulation:
             self._agenda_event = self._clock.post(time_ns, ARRIVALS, 0, self._on_agenda_calls, reuse=self._agenda_event)
 
     def _on_agenda(self, event: Event) -> None:
-        self.now_ns = now = self._clock.now_ns
+        clock = self._clock
+        now = clock.now_ns
         self._agenda_posted.discard(now)
         if self._quiet:
             self._send_ahead()
-            self._post_agenda()
-            return
-        self._handling = True
-        self._handle_agenda(now)
-        self._end_moment(now)
+        else:
+            heap = self._heap
+            while True:
+                self.now_ns = now
+                self._handling = True
+                self._handle_agenda(now)
+                self._end_moment(now)
+                following = heap[0][0] if heap and heap[0][0] < self._static_ns else self._static_ns
+                if following >= clock.next_ns or following > self._horizon_ns:
+                    break
+                now = following  # nothing else is due before: no event for it
+        self._post_agenda()
 
     def _end_moment(self, now: int) -> None:
         """What follows from an event at the same time: at once if no other event is due now, else by events."""
@@ -211,8 +223,6 @@ class Simulation:
         if heap and heap[0][0] == now and clock.next_ns > now:
             self._handle_agenda(now)
         self._handling = False
-        if heap or self._static_ns != self._agenda_ns:
-            self._post_agenda()
         to_plan = self._to_plan
         if to_plan:
             if len(to_plan) > 1:
@@ -493,6 +503,8 @@ class Simulation:
             replica.settle(now)
             self._watch(replica, now)
             self._end_moment(now)
+            if self._heap:
+                self._post_agenda()
 
     # ---- handoff
 
@@ -558,6 +570,8 @@ class Simulation:
                 self._transfers.append((flow.start_ns, request.id, arrives_ns, flow.bytes))
             self._watch(target, now)
         self._end_moment(now)
+        if self._heap:
+            self._post_agenda()
 
     def blocks_between_pools(self, replica: Replica) -> int:
         """Blocks of this replica that requests on their way hold (for the recount of laws)."""
