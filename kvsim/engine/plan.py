@@ -36,6 +36,7 @@ class Plan:
         "runs",
         "shape",
         "short",
+        "simple",
     )
 
     def __init__(self, replica: Replica, max_tokens: int) -> None:
@@ -44,6 +45,7 @@ class Plan:
         self.growth = 0
         self.joined = 0  # planned requests that were found to be decodes like any other
         self.short = False
+        self.simple = False  # nothing but admissions and prefills so far
         self.shape = BatchShape()
         self.chunks: list[tuple[Request, int, int]] = []
         self.refused: list[tuple[int, str]] | None = None
@@ -57,11 +59,13 @@ class Plan:
         if self.chunks:
             self.clear()
         self.chunk_decodes = self.joined = 0
-        self.decodes_held = False
-        self.runs = None
-        self.preempted = 0
-        self.review_ns = None
-        self.review_steps = None
+        if not self.simple:
+            self.simple = True
+            self.decodes_held = False
+            self.runs = None
+            self.preempted = 0
+            self.review_ns = None
+            self.review_steps = None
         self.budget_tokens = self._max_tokens - replica.decoding_count
         kv = replica.kv
         self.growth = blocks = kv.growth_blocks(replica.decode_step, 1)
@@ -178,6 +182,7 @@ class Plan:
         replica = self._replica
         if request not in replica.running_now:
             raise ValueError(f"{request!r} does not run, so it cannot be preempted")
+        self.simple = False
         if self.runs is None:
             replica.kv.free_blocks += self.growth
             self.growth = 0
@@ -208,6 +213,7 @@ class Plan:
     def hold_decodes(self, hold: bool = True) -> None:
         if self.runs is not None:
             raise ValueError("hold_decodes does not go with in_order: leave the decodes out of run instead")
+        self.simple = False
         if hold != self.decodes_held:
             self.decodes_held = hold
             decodes = self._replica.decoding_count
@@ -242,6 +248,7 @@ class Plan:
     def in_order(self) -> Iterator[Request]:
         if self.chunks:
             raise ValueError("in_order comes before any other verb of a plan")
+        self.simple = False
         replica = self._replica
         replica.kv.free_blocks += self.growth
         self.growth = 0
@@ -273,9 +280,11 @@ class Plan:
         return 1
 
     def review_at(self, time_s: float) -> None:
+        self.simple = False
         self.review_ns = round(time_s * 1e9)
 
     def review_after(self, steps: int) -> None:
+        self.simple = False
         self.review_steps = max(1, steps)
 
     # ---- books

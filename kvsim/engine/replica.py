@@ -937,6 +937,14 @@ class Replica:
             self._changed = False
             plan.begin()
             self._scheduler.plan(self, plan)
+            if plan.simple and not plan.short:
+                plan.growth = 0
+                self._decodes = self.decoding_count
+                if plan.chunk_decodes and plan.chunk_decodes == len(plan.chunks):
+                    self._decodes = self._join_ready(plan)
+                self._asking = self._every_step
+                self._review_ns = self._review_step = FOREVER
+                return plan
             if plan.short:
                 plan.hold_unserved()
             if plan.decodes_held:

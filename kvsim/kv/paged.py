@@ -13,14 +13,13 @@ class PagedPool:
     one counter per remainder says how many blocks each coming step needs.
     """
 
-    __slots__ = ("_block_size", "_decodes", "_phases", "free_blocks", "total_blocks")
+    __slots__ = ("_block_size", "_phases", "free_blocks", "total_blocks")
 
     def __init__(self, total_blocks: int, block_size: int) -> None:
         self.total_blocks = total_blocks
         self.free_blocks = total_blocks
         self._block_size = block_size
         self._phases = [0] * block_size
-        self._decodes = 0
 
     def lookup(self, request: Request) -> int:
         """No reuse: 0 tokens."""
@@ -49,18 +48,15 @@ class PagedPool:
         request.held_blocks = 0
         if request.phase >= 0:
             self._phases[request.phase] -= 1
-            self._decodes -= 1
             request.phase = -1
 
     def join(self, request: Request, context_tokens: int, step: int) -> None:
         phase = (step - context_tokens) % self._block_size
         request.phase = phase
         self._phases[phase] += 1
-        self._decodes += 1
 
     def leave(self, request: Request, context_tokens: int) -> None:
         self._phases[request.phase] -= 1
-        self._decodes -= 1
         request.phase = -1
         request.held_blocks = -(-context_tokens // self._block_size)
 
@@ -75,7 +71,7 @@ class PagedPool:
         blocks = 0
         if steps >= size:
             rounds, steps = divmod(steps, size)
-            blocks = rounds * self._decodes
+            blocks = rounds * sum(phases)
         last = first + steps
         if last <= size:
             return blocks + sum(phases[first:last])
@@ -84,13 +80,14 @@ class PagedPool:
     def steps_until_short(self, step: int, limit: int) -> int:
         size = self._block_size
         free = self.free_blocks
-        if self._decodes * -(-limit // size) <= free:
+        decodes = sum(self._phases)
+        if decodes * -(-limit // size) <= free:
             return limit
-        rounds = free // self._decodes  # every decode takes one block in each full round of phases
+        rounds = free // decodes  # every decode takes one block in each full round of phases
         steps = rounds * size
         if steps >= limit:
             return limit
-        free -= rounds * self._decodes
+        free -= rounds * decodes
         while steps < limit:
             free -= self._phases[(step + steps) % size]
             if free < 0:
