@@ -34,6 +34,21 @@ FCFS_CASES = (
 )
 """The cases of first come, first served without prefix caching."""
 
+CASES = (
+    *FCFS_CASES,
+    "c4_kv_pressure_apc",
+    "e1_shared_prefix",
+    "e2_sessions_evict",
+    "e3_full_hit",
+    "e4_lru_order",
+    "e5_sessions_preempt",
+    "e6_copies",
+    "f1_priority",
+    "f2_priority_apc",
+    "f3_priority_chunks",
+)
+"""All cases."""
+
 SCHEDULER_FIELDS = (
     "max_num_seqs",
     "max_num_batched_tokens",
