@@ -98,7 +98,8 @@ class BlockPool:
 
     def release(self, table: list[Block]) -> None:
         """One request gives back all its blocks, the last one first."""
-        to_front, to_back = [], []
+        to_front: list[Block] = []
+        to_back: list[Block] = []
         for block in reversed(table):
             block.holders -= 1
             if block.holders == 0:
@@ -276,7 +277,7 @@ class VllmModel:
         return {name: value for name, value in record.items() if value or name not in optional}, end_ns
 
     def sample(self, planned: list[tuple[Request, int]], end_ns: int) -> list[Request]:
-        """One token for every request whose tokens are all computed; those that have all they wanted leave, in order."""
+        """One token for every request whose tokens are all computed; those that are complete leave, in order."""
         finished = []
         for request, _ in planned:
             if request.in_prefill:
