@@ -5,12 +5,12 @@ it; the free queue holds those very objects; a prompt is a list of tokens; every
 ``schedule()`` decides is handed out step by step in the format of the recordings of vLLM's own scheduler, so that one
 comparison of two lists says whether the two agree.
 
-Source: vLLM 0.33.0, ``vllm/v1/core/sched/scheduler.py``, ``kv_cache_manager.py``, ``block_pool.py`` and
-``single_type_kv_cache_manager.py`` (one full-attention group, synchronous scheduling, no connector, no speculation);
-the queue limits from ``vllm/v1/engine/async_llm.py``.
+Source: vLLM 0.33.0, ``vllm/v1/core/sched/scheduler.py``, ``async_scheduler.py``, ``kv_cache_manager.py``,
+``block_pool.py`` and ``single_type_kv_cache_manager.py`` (one full-attention group, no connector, no speculation);
+the queue limits from ``vllm/v1/engine/async_llm.py``, two steps in flight from ``vllm/v1/engine/core.py``.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -41,6 +41,7 @@ class Config:
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
     prefill_schedule_interval: int = 1
+    async_scheduling: bool = False
     max_num_queued_reqs: int | None = None
     max_num_queued_tokens: int | None = None
 
@@ -131,6 +132,7 @@ class Request:
     prompt: list[Token]
     max_tokens: int
     priority: int = 0
+    ends_by_eos: bool = False  # the scheduler learns that token ``max_tokens`` was the last when it sees it
 
     tokens: list[Token] = field(default_factory=list)  # prompt and generated ones
     chain: list[int] = field(default_factory=list)  # identity of every full block of ``tokens``
@@ -138,6 +140,9 @@ class Request:
     table: list[Block] = field(default_factory=list)
     registered: int = 0  # how many blocks of the table have been registered (hits count)
     in_prefill: bool = False  # its last step left prompt to compute
+    in_flight: int = 0  # computed tokens whose step has not ended for the scheduler (asynchronous scheduling)
+    expected: int = 0  # tokens that those steps will sample
+    stale: int = 0  # of ``in_flight``: scheduled before the last preemption
 
     status: str = "waiting"
     first_scheduled_ns: int | None = None
@@ -151,8 +156,27 @@ class Request:
     def generated(self) -> int:
         return len(self.tokens) - len(self.prompt) if self.tokens else 0
 
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and output, those included that steps in flight will sample."""
+        return len(self.tokens) + self.expected
+
     def __repr__(self) -> str:
         return f"Request({self.id})"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A planned step: (request, tokens, whether it samples) in scheduling order, when it runs, how it is recorded."""
+
+    chunks: list[tuple[Request, int, bool]]
+    start_ns: int
+    end_ns: int
+    record: dict[str, Any]
+
+    @property
+    def idle(self) -> bool:
+        return not self.chunks and "preempted" not in self.record
 
 
 class VllmModel:
@@ -182,35 +206,64 @@ class VllmModel:
         Raises:
             RuntimeError: there were more than ``max_steps`` steps (requests can displace each other for ever).
         """
-        coming = sorted(self.requests, key=lambda r: (r.arrival_ns, r.id))
+        self.max_steps = max_steps
+        self.coming = deque(sorted(self.requests, key=lambda r: (r.arrival_ns, r.id)))
+        if self.config.async_scheduling:
+            self.run_two_in_flight()
+        else:
+            self.run_one_at_a_time()
+        for request in self.waiting:
+            request.status = "stuck_preempted" if request.preemptions else "stuck_waiting"
+
+    def run_one_at_a_time(self) -> None:
         now = 0
-        while coming or self.waiting or self.running:
-            arrived = []
-            while coming and coming[0].arrival_ns <= now:
-                request = coming.pop(0)
-                if self.accepted(request):
-                    request.tokens = list(request.prompt)
-                    self.extend_chain(request)
-                    self.waiting.append(request)
-                    arrived.append(request)
-                else:
-                    request.status = "rejected"
-            if not self.waiting and not self.running:
-                if not coming:
-                    return
-                now = coming[0].arrival_ns
-                continue
-            if len(self.steps) >= max_steps:
-                raise RuntimeError(f"no end after {max_steps} steps")
-            step, end_ns = self.step(now, arrived)
-            self.steps.append(step)
-            if not step["id"] and not step.get("preempted"):
-                if not coming:
-                    for request in self.waiting:
-                        request.status = "stuck_preempted" if request.preemptions else "stuck_waiting"
-                    return
-                end_ns = coming[0].arrival_ns
-            now = end_ns
+        while True:
+            arrived = self.hand_over(now)
+            if self.waiting or self.running:
+                step = self.plan(now, now, arrived)
+                self.apply(step)
+                now = step.end_ns
+                if not step.idle:
+                    continue
+            if not self.coming:
+                return
+            now = self.coming[0].arrival_ns
+
+    def run_two_in_flight(self) -> None:
+        """A step is planned as soon as fewer than two are in flight: one runs, one waits for the device."""
+        now, device_free_ns = 0, 0
+        in_flight: deque[Step] = deque()
+        while True:
+            arrived = self.hand_over(now)
+            if self.waiting or self.running:
+                step = self.plan(now, max(now, device_free_ns), arrived)
+                if step.chunks:
+                    device_free_ns = step.end_ns
+                in_flight.append(step)
+                if len(in_flight) < 2 and step.chunks:
+                    continue
+            if in_flight:
+                step = in_flight.popleft()
+                self.apply(step)
+                now = max(now, step.end_ns)
+                if not (step.idle and all(other.idle for other in in_flight)):
+                    continue
+            if not self.coming:
+                return
+            now = max(now, self.coming[0].arrival_ns)
+
+    def hand_over(self, now: int) -> list[Request]:
+        arrived = []
+        while self.coming and self.coming[0].arrival_ns <= now:
+            request = self.coming.popleft()
+            if self.accepted(request):
+                request.tokens = list(request.prompt)
+                self.extend_chain(request)
+                self.waiting.append(request)
+                arrived.append(request)
+            else:
+                request.status = "rejected"
+        return arrived
 
     def accepted(self, request: Request) -> bool:
         """The front end's own limits: context length, requests in flight, prompt tokens not yet answered."""
@@ -231,68 +284,84 @@ class VllmModel:
             content = (before, tuple(request.tokens[start : start + size]))
             request.chain.append(self.identities.setdefault(content, len(self.identities)))
 
-    def step(self, now: int, arrived: list[Request]) -> tuple[dict[str, Any], int]:
-        """One ``schedule()`` at ``now`` and its results: the step as it is recorded, and when it ends."""
+    def plan(self, now: int, start_ns: int, arrived: list[Request]) -> Step:
+        """One ``schedule()`` at ``now`` for a step that begins at ``start_ns``."""
+        if len(self.steps) >= self.max_steps:
+            raise RuntimeError(f"no end after {self.max_steps} steps")
         self.pool.evicted = 0
         planned, admitted, preempted, refused = self.schedule()
-        kinds, contexts = [], []
-        for request, _tokens in planned:
-            one_left = len(request.tokens) - request.computed == 1
-            kinds.append("d" if one_left and request.generated else "p")
+        kinds, contexts = "", []
+        for request, _ in planned:
+            one_left = request.length - request.computed == 1
+            kinds += "d" if one_left and request.length > len(request.prompt) else "p"
             contexts.append(request.computed)
         prefill_tokens = sum(tokens for (_, tokens), kind in zip(planned, kinds, strict=True) if kind == "p")
         counts = (prefill_tokens, kinds.count("d"), sum(contexts))
-        end_ns = now + (self.step_ns(*counts) if planned else 0)
-        record: dict[str, Any] = {
-            "step": len(self.steps),
-            "start_ns": now,
-            "end_ns": end_ns,
+        start_ns = start_ns if planned else now
+        end_ns = start_ns + (self.step_ns(*counts) if planned else 0)
+        record: dict[str, Any] = {"step": len(self.steps), "start_ns": start_ns, "end_ns": end_ns}
+        if self.config.async_scheduling:
+            record["plan_ns"] = now
+        record |= {
             "id": [request.id for request, _ in planned],
             "n": [tokens for _, tokens in planned],
             "c": contexts,
-            "k": "".join(kinds),
-            "arrived": [request.id for request in arrived],
-            "admitted": admitted,
-            "preempted": preempted,
-            "alloc_failed": refused,
-            "prefill_tokens": counts[0],
-            "decode_requests": counts[1],
-            "context_tokens": counts[2],
-            "waiting": len(self.waiting),
-            "running": len(self.running),
-            "free_blocks": len(self.pool.free),
+            "k": kinds,
         }
+        for name, entries in (
+            ("arrived", [request.id for request in arrived]),
+            ("admitted", admitted),
+            ("preempted", preempted),
+            ("alloc_failed", refused),
+        ):
+            if entries:
+                record[name] = entries
+        record |= dict(zip(("prefill_tokens", "decode_requests", "context_tokens"), counts, strict=True))
+        record |= {"waiting": len(self.waiting), "running": len(self.running), "free_blocks": len(self.pool.free)}
+        if self.pool.evicted:
+            record["evicted"] = self.pool.evicted
+        self.steps.append(record)
+        chunks = []
         for request, tokens in planned:
             if request.first_scheduled_ns is None:
-                request.first_scheduled_ns = now
+                request.first_scheduled_ns = start_ns
             request.computed += tokens
-            request.in_prefill = request.computed < len(request.tokens)
-        record["finished"] = [request.id for request in self.sample(planned, end_ns)]
-        record["free_blocks_end"] = len(self.pool.free)
-        if self.config.enable_prefix_caching:
-            record["cached_blocks"] = self.pool.registered_blocks()
-            if self.pool.evicted:
-                record["evicted"] = self.pool.evicted
-        optional = ("arrived", "admitted", "preempted", "alloc_failed", "finished")
-        return {name: value for name, value in record.items() if value or name not in optional}, end_ns
+            request.in_flight += tokens
+            request.in_prefill = request.computed < request.length
+            if not request.in_prefill:
+                request.expected += 1
+            chunks.append((request, tokens, not request.in_prefill))
+        return Step(chunks, start_ns, end_ns, record)
 
-    def sample(self, planned: list[tuple[Request, int]], end_ns: int) -> list[Request]:
-        """One token for every request whose tokens are all computed; those that are complete leave, in order."""
+    def apply(self, step: Step) -> None:
+        """The step has ended: one token for every request whose tokens were all computed; the complete ones leave."""
         finished = []
-        for request, _ in planned:
-            if request.in_prefill:
+        for request, tokens, samples in step.chunks:
+            request.in_flight -= tokens
+            stale = request.stale > 0
+            request.stale -= tokens if stale else 0
+            if request.status == "finished" or not samples:  # finished: this token came too late
                 continue
             request.tokens.append((f"o{request.id}", request.generated))
             self.extend_chain(request)
             if request.first_token_ns is None:
-                request.first_token_ns = end_ns
+                request.first_token_ns = step.end_ns
+            if not stale:
+                request.expected -= 1
+                if self.config.async_scheduling:
+                    self.register(request, request.computed - request.in_flight)
             if request.generated >= request.max_tokens or len(request.tokens) >= self.config.max_model_len:
                 request.status = "finished"
-                request.finish_ns = end_ns
+                request.finish_ns = step.end_ns
                 self.release(request)
                 finished.append(request)
         self.running = [request for request in self.running if request not in finished]
-        return finished
+        self.waiting = [request for request in self.waiting if request not in finished]
+        if finished:
+            step.record["finished"] = [request.id for request in finished]
+        step.record["free_blocks_end"] = len(self.pool.free)
+        if self.config.enable_prefix_caching:
+            step.record["cached_blocks"] = self.pool.registered_blocks()
 
     # -- schedule() -----------------------------------------------------------------------------------------------
 
@@ -316,8 +385,9 @@ class VllmModel:
         position = 0
         while position < len(self.running) and budget > 0:
             request = self.running[position]
-            tokens = min(len(request.tokens) - request.computed, threshold or budget, budget)
-            if hold_prefill and request.in_prefill:
+            left = min(request.length, config.max_model_len - 1) - request.computed
+            tokens = min(left, threshold or budget, budget)
+            if self.certainly_last(request) or (hold_prefill and request.in_prefill) or tokens == 0:
                 position += 1
                 continue
             while not self.allocate(request, tokens):
@@ -379,7 +449,15 @@ class VllmModel:
             and any(not request.in_prefill for request in self.running)
         )
 
+    def certainly_last(self, request: Request) -> bool:
+        """The step in flight will sample token ``max_tokens``: nothing is left to schedule."""
+        most = self.config.max_model_len if request.ends_by_eos else request.max_tokens
+        to_come = len(request.prompt) + most - (request.computed + 2 - request.expected)
+        return request.expected > 0 and to_come <= 0
+
     def head(self) -> Request:
+        """Who is admitted next. (Nobody waits for a result in flight: a victim's is applied before the next plan.)"""
+        assert not any(request.stale for request in self.waiting)
         if self.config.policy == "priority":
             return min(self.waiting, key=lambda r: (r.priority, r.arrival_ns, r.id))
         return self.waiting[0]
@@ -392,6 +470,8 @@ class VllmModel:
     def preempt(self, request: Request) -> None:
         self.release(request)
         request.computed = 0
+        request.expected = 0
+        request.stale = request.in_flight
         request.preemptions += 1
         request.status = "waiting"
         self.waiting.insert(0, request)
@@ -450,6 +530,10 @@ class VllmModel:
     def append_blocks(self, request: Request, blocks: int, tokens: int) -> None:
         """New blocks from the free queue; whatever is full once ``tokens`` are computed is registered at once."""
         request.table += [self.pool.take() for _ in range(blocks)]
+        self.register(request, tokens)
+
+    def register(self, request: Request, tokens: int) -> None:
+        """The blocks that ``tokens`` fill and whose content is known."""
         if self.config.enable_prefix_caching:
             full = min(tokens, len(request.tokens)) // self.config.block_size
             for index in range(request.registered, full):

@@ -307,7 +307,7 @@ class Recording:
             planned, step = queue.popleft()
             now = max(now, step["end_ns"])
             self.results(planned, step)
-            if not queue and not step["id"] and not step.get("preempted"):
+            if all(not other["id"] and not other.get("preempted") for other in (step, *(other for _, other in queue))):
                 if not self.coming:
                     return
                 now = max(now, self.coming[0][0])
