@@ -74,8 +74,8 @@ def test_rule_1_running_requests_come_first_in_admission_order(play: Play) -> No
 
 
 def test_rule_2_a_chunk_takes_what_is_left_of_the_budget(play: Play) -> None:
-    steps = play((0, "u0[0:2]", 9), (1, "u1[0:20]", 1))
-    assert batches(steps)[:4] == [[(0, 2)], [(0, 1), (1, 15)], [(0, 1), (1, 5)], [(0, 1)]]
+    steps = play((0, "u0[0:2]", 9), (1, "u1[0:40]", 1))
+    assert batches(steps)[:5] == [[(0, 2)], [(0, 1), (1, 15)], [(0, 1), (1, 15)], [(0, 1), (1, 10)], [(0, 1)]]
 
 
 def test_rule_3_the_threshold_cuts_chunks_unless_a_request_is_alone(play: Play) -> None:
@@ -88,12 +88,13 @@ def test_rule_3_the_threshold_cuts_chunks_unless_a_request_is_alone(play: Play) 
 
 
 def test_rule_4_a_step_that_preempts_admits_nothing(play: Play) -> None:
-    """At step 1 both want a third block and request 1 goes; what it leaves would do for request 2, a step later."""
-    steps = play((0, "u0[0:8]", 3), (0, "u1[0:8]", 3), (1, "u2[0:2]", 1), usable_blocks=4)
+    """At step 1 request 0 takes a block from request 1. One is left, and would do for request 2, which is next."""
+    rows: tuple[Row, ...] = ((0, "u0[0:8]", 3, 0), (0, "u1[0:8]", 3, 5), (1, "u2[0:2]", 1, 1))
+    steps = play(*rows, usable_blocks=4, policy="priority")
     assert preempted(steps) == [(1, 1)]
-    assert steps[1]["free_blocks"] == 1
+    assert (steps[1]["free_blocks"], steps[1]["waiting"]) == (1, 2)
     assert "admitted" not in steps[1]
-    assert steps[1]["waiting"] == 2
+    assert steps[2]["admitted"] == [[2, 0, 0]]
 
 
 def test_rule_5_nobody_overtakes_a_refused_head(play: Play) -> None:
@@ -253,6 +254,9 @@ def test_rule_24_equal_blocks_stay_separate_copies_and_the_oldest_is_taken(play:
     steps = play((0, "A[0:8]", 1), (5, "A[0:8]", 1), enable_prefix_caching=True)
     assert hits(steps)[-1] == (1, 4)  # its second block is computed again
     assert [step["cached_blocks"] for step in steps] == [2, 3]
+    older_is_held = play((0, "A[0:8]", 9), (2, "A[0:8]", 1), (4, "A[0:8];u2[0:1]", 1), enable_prefix_caching=True)
+    assert hits(older_is_held)[-1] == (2, 8)
+    assert 100 - older_is_held[4]["free_blocks"] == 3 + 1  # request 0 holds the block that is hit
 
 
 def test_rule_25_the_end_of_a_request_is_evicted_before_its_beginning(play: Play) -> None:
@@ -262,8 +266,9 @@ def test_rule_25_the_end_of_a_request_is_evicted_before_its_beginning(play: Play
     )
     assert steps[1]["evicted"] == 1
     assert hits(steps)[-1] == (2, 8)
-    never_full = play((0, "A[0:11]", 1), (1, "B[0:8]", 1), usable_blocks=4, enable_prefix_caching=True)
-    assert "evicted" not in never_full[1]  # the block that was not full is handed out first
+    rows: tuple[Row, ...] = ((0, "X[0:4]", 1), (1, "A[0:7]", 1), (2, "B[0:8]", 1))
+    never_full = play(*rows, usable_blocks=4, enable_prefix_caching=True)
+    assert "evicted" not in never_full[2]  # A's last block was not full: it is handed out before X, which is older
 
 
 def test_rule_26_a_failed_attempt_does_not_refresh_the_order_of_eviction(play: Play) -> None:
@@ -291,4 +296,5 @@ def test_rule_28_prompts_that_fill_the_context_are_rejected_and_outputs_end_ther
         (0, "u0[0:20]", 5), (0, "u1[0:19]", 5), (0, "u2[0:17]", 5), max_model_len=20, max_num_batched_tokens=64
     )
     assert steps[0]["arrived"] == [1, 2]
+    assert [step.get("finished") for step in steps] == [[1], None, [2]]
     assert [sum(request in step["id"] for step in steps) for request in (0, 1, 2)] == [0, 1, 3]
