@@ -1,7 +1,7 @@
 """The rules of vLLM 0.33's scheduler, one test each, in worlds so small that the answer is known on paper.
 
 The numbers are those of the recorded rules (``vllm_decisions/README.md`` of the shared data). A step takes 1 ms; blocks
-hold 4 tokens. ``PLAYERS`` says who is asked.
+hold 4 tokens. ``PLAYERS`` says who is asked; vLLM 0.33.0 itself, asked through ``tools/record_vllm``, answers the same.
 """
 
 from collections.abc import Callable
@@ -108,8 +108,9 @@ def test_rule_5_nobody_overtakes_a_refused_head(play: Play) -> None:
 def test_rule_6_without_chunked_prefill_a_prompt_runs_at_once_or_not(play: Play) -> None:
     rows: tuple[Row, ...] = ((0, "u0[0:10]", 1), (0, "u1[0:10]", 1))
     assert batches(play(*rows)) == [[(0, 10), (1, 6)], [(1, 4)]]
-    assert batches(play(*rows, enable_chunked_prefill=False)) == [[(0, 10)], [(1, 10)]]
-    cut = play(*rows, enable_chunked_prefill=False, long_prefill_token_threshold=8)
+    off = {"enable_chunked_prefill": False, "max_model_len": 16}
+    assert batches(play(*rows, **off)) == [[(0, 10)], [(1, 10)]]
+    cut = play(*rows, **off, long_prefill_token_threshold=8)
     assert batches(cut)[0] == [(0, 8), (1, 8)]  # the threshold cuts before the test
 
 
@@ -133,8 +134,9 @@ def test_rule_8_and_9_blocks_are_taken_for_the_tokens_scheduled_now(play: Play) 
 def test_rule_10_reserve_full_is_a_test_at_admission_and_reserves_nothing(play: Play) -> None:
     """Request 1 needs five blocks, four are free: with the test it waits for request 0, without it starts."""
     rows: tuple[Row, ...] = ((0, "u0[0:4]", 3), (1, "u1[0:20]", 1))
-    assert hits(play(*rows, usable_blocks=6, max_num_batched_tokens=4)[:2]) == [(0, 0)]
-    off = play(*rows, usable_blocks=6, max_num_batched_tokens=4, scheduler_reserve_full_isl=False)
+    limits = {"usable_blocks": 6, "max_num_batched_tokens": 4, "max_num_seqs": 4}
+    assert hits(play(*rows, **limits)[:2]) == [(0, 0)]
+    off = play(*rows, **limits, scheduler_reserve_full_isl=False)
     assert hits(off[:2]) == [(0, 0), (1, 0)]
     assert off[1]["free_blocks"] == 3  # one for the first chunk of three tokens: nothing is held back
 
