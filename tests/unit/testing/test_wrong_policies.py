@@ -267,7 +267,7 @@ class ShortsightedPool(LeakyPool):
 class RoundingPool(LeakyPool):
     class Pool(PagedPool):  # type: ignore[assignment]
         def growth_blocks(self, step: int, steps: int) -> int:
-            return super().growth_blocks(step, steps) if steps == 1 else steps * self._decodes // self._block_size
+            return super().growth_blocks(step, steps) if steps == 1 else steps * sum(self._phases) // self._block_size
 
 
 @dataclass(frozen=True)
