@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kvsim.core import catalogue
 from kvsim.core.model import ModelSpec
-from kvsim.models.huggingface import read_config
+from kvsim.models.huggingface import read_config, spec_of
 
 _DATA = Path(__file__).parent / "data"
 
@@ -29,7 +29,8 @@ def load_model(name_or_path: str, base_dir: Path = Path()) -> ModelSpec:
     path = catalogue.locate("model", name_or_path, _DATA, base_dir, (".toml", ".json"))
     if path.suffix == ".json":
         return read_config(path)
-    return catalogue.build(ModelSpec, {"name": path.stem, **catalogue.read_toml(path)}, path)
+    keys = catalogue.read_toml(path)
+    return spec_of(keys, path, path.stem, keys.get("source", {}))
 
 
 __all__ = ["MODELS", "load_model"]

@@ -1,0 +1,53 @@
+"""The keys of one model file, read with errors that name file, key and value."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvsim.core.errors import InputError
+
+
+class Keys:
+    """Raw keys; ``source`` collects what had to be assumed."""
+
+    def __init__(self, path: Path, keys: Mapping[str, Any], source: dict[str, str]) -> None:
+        self.path = path
+        self.source = source
+        self._keys = keys
+
+    def get(self, key: str, otherwise: Any = None) -> Any:
+        """The value as it stands."""
+        return self._keys.get(key, otherwise)
+
+    def count(self, key: str) -> int:
+        """An integer above 0. Raises InputError if it is anything else, or missing."""
+        value = self._keys.get(key)
+        if value is None:
+            raise InputError("missing key", file=self.path, key=key, hint="needed: an integer above 0")
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise InputError(f"{value!r} is not allowed", file=self.path, key=key, hint="needed: an integer above 0")
+        return value
+
+    def first(self, keys: Sequence[str], otherwise: int | None = None) -> int:
+        """The count under the first of several keys that is set. Raises InputError if none is and nothing stands in."""
+        key = next((key for key in keys if self._keys.get(key)), None)
+        if key is None and otherwise is not None:
+            return otherwise
+        return self.count(key or keys[0])
+
+    def flag(self, key: str, otherwise: bool, *, assume: str = "") -> bool:
+        """True or false; ``assume`` is the figure to name in ``source`` if the key is missing."""
+        value = self._keys.get(key)
+        if value is None:
+            if assume:
+                self.source[assume] = f"assumed {str(otherwise).lower()}: {key} is not in the file"
+            return otherwise
+        if not isinstance(value, bool):
+            raise InputError(f"{value!r} is not allowed", file=self.path, key=key, hint="needed: true or false")
+        return value
+
+    def refusal(self, key: str, why: str) -> InputError:
+        """An InputError for a key whose value cannot be modelled."""
+        value = self._keys.get(key)
+        shown = "" if isinstance(value, dict | list) or value is None else f"{value!r}: "
+        return InputError(shown + why, file=self.path, key=key)
