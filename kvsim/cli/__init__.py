@@ -23,6 +23,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 COMMANDS = {
     "list": ("inspect:list_", "List what a scenario can name."),
+    "memory": ("memory:memory", "Count the bytes that a model takes on each GPU of a layout."),
     "plot": ("inspect:plot", "Draw the figures of a result folder."),
     "run": ("run:run", "Simulate a scenario."),
     "schema": ("inspect:schema", "Print the JSON Schema of scenario files."),

@@ -78,7 +78,9 @@ class Attention:
         kv = self.rank_kv_heads(layout) * (self.head_dim + value_dim)
         queries = query * 2 if self.gated else query
         biases = (queries + kv) * self.qkv_bias + hidden_size * self.output_bias
-        return Counter(attention=hidden_size * (queries + kv + output), vectors=biases + self.norm_weights)
+        return Counter[Part](
+            {"attention": hidden_size * (queries + kv + output), "vectors": biases + self.norm_weights}
+        )
 
     def kv_bytes(self, layout: Layout, kv: KVFormat = AUTO) -> float:
         """Bytes of KV for one token on one rank. Source: kv_heads · (head_dim of K + of V) · bytes per value."""
@@ -116,8 +118,9 @@ class Attention:
                 f"decode_context_parallel_size: {sharing} tensor-parallel ranks cannot share the tokens of a KV head, "
                 f"as {tp} hold {copies} {'copy' if copies == 1 else 'copies'} of each"
             )
-        if self.heads // self.kv_heads % sharing:
-            return f"decode_context_parallel_size: {sharing} must divide the {self.heads // self.kv_heads} queries per KV head"
+        queries = self.heads // self.kv_heads
+        if queries % sharing:
+            return f"decode_context_parallel_size: {sharing} must divide the {queries} queries per KV head"
         return ""
 
 
@@ -156,7 +159,7 @@ class LatentAttention:
             matrices += self.query_rank * self.index_heads * self.index_dim
             matrices += hidden_size * (self.index_dim + self.index_heads)
             norms += 2 * self.index_dim
-        return Counter(attention=matrices, vectors=norms)
+        return Counter[Part]({"attention": matrices, "vectors": norms})
 
     def kv_bytes(self, layout: Layout, kv: KVFormat = AUTO) -> float:
         """Bytes for one token on one rank: every rank holds the whole vector, whatever the tensor parallelism.
@@ -226,7 +229,7 @@ class LinearAttention:
         else:  # z, x B C, dt; A, D and dt bias per head, a norm over the values
             inputs, vectors = conv + values + value_heads, 3 * value_heads + values
         vectors += conv * (self.kernel + self.conv_bias)
-        return Counter(attention=hidden_size * (inputs + values), vectors=vectors)
+        return Counter[Part]({"attention": hidden_size * (inputs + values), "vectors": vectors})
 
     def kv_bytes(self, layout: Layout, kv: KVFormat = AUTO) -> float:
         """Nothing per token."""
@@ -266,7 +269,8 @@ class Mlp:
         """Weights on one rank: columns are shared by the tensor-parallel ranks."""
         width = self.width // layout.tensor_parallel_size
         ups = 2 if self.gated else 1
-        return Counter(mlp=(ups + 1) * hidden_size * width, vectors=(ups * width + hidden_size) * self.bias)
+        vectors = (ups * width + hidden_size) * self.bias
+        return Counter[Part]({"mlp": (ups + 1) * hidden_size * width, "vectors": vectors})
 
     def misfit(self, layout: Layout) -> str:
         """Why the ranks cannot share it, or ""."""
@@ -305,9 +309,11 @@ class Experts:
             here, width = self.count, self.width // layout.stage_ranks
         ups = 2 if self.gated else 1
         found = Counter[Part](
-            experts=here * (ups + 1) * hidden_size * width,
-            router=hidden_size * self.count,
-            vectors=here * (ups * width + hidden_size) * self.bias + self.count * self.router_bias,
+            {
+                "experts": here * (ups + 1) * hidden_size * width,
+                "router": hidden_size * self.count,
+                "vectors": here * (ups * width + hidden_size) * self.bias + self.count * self.router_bias,
+            }
         )
         if self.shared_width:
             tp = layout.tensor_parallel_size
@@ -346,7 +352,7 @@ class Layer:
 
     def weights(self, hidden_size: int, layout: Layout) -> Counter[Part]:
         """Weights on one rank (the one that holds most)."""
-        found = Counter[Part](vectors=self.norm_weights)
+        found = Counter[Part]({"vectors": self.norm_weights})
         for part in (self.mixer, self.mlp):
             if part is not None:
                 found.update(part.weights(hidden_size, layout))
@@ -370,4 +376,3 @@ class Encoder:
     matrices: int
     vectors: int
     tokens_per_image: int | None = None
-

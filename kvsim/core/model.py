@@ -70,14 +70,17 @@ class ModelSpec:
         6738415616
         """
         layer = Layer(Attention(heads, kv_heads, head_dim), Mlp(intermediate_size), 2 * hidden_size)
-        return cls(
-            name, hidden_size, vocab_size, max_model_len, (layer,) * layers, end_vectors=hidden_size, **options
-        )
+        return cls(name, hidden_size, vocab_size, max_model_len, (layer,) * layers, end_vectors=hidden_size, **options)
 
     @property
     def layers(self) -> int:
         """Number of layers."""
         return len(self.stack)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Kinds of attention that occur: full, sliding, chunked, latent, sparse, linear."""
+        return frozenset(mixer.kind for mixer in self._mixers())
 
     def groups(self, layers: Iterable[Layer] | None = None) -> tuple[tuple[Layer, int], ...]:
         """The different layers and how many of each there are (of the whole model, or of the given layers)."""
@@ -131,7 +134,9 @@ class ModelSpec:
         """
         found = self.weights()
         idle = sum(
-            count * layer.mlp.weights(self.hidden_size, ONE_GPU)["experts"] * (1 - layer.mlp.per_token / layer.mlp.count)
+            count
+            * layer.mlp.weights(self.hidden_size, ONE_GPU)["experts"]
+            * (1 - layer.mlp.per_token / layer.mlp.count)
             for layer, count in self.groups()
             if isinstance(layer.mlp, Experts)
         )
@@ -171,6 +176,11 @@ class ModelSpec:
         """Bytes that one request takes on one rank whatever its context: states of linear-attention layers."""
         layers = self.groups(self.stage(layout, stage))
         return sum(n * one.mixer.state_bytes(layout, self.dtype_bytes) for one, n in layers if one.mixer)
+
+    @property
+    def rotary_dim(self) -> int:
+        """Values of a query or key head that are rotated: all of them, or the rotary part of latent attention."""
+        return max(m.rope_dim if isinstance(m, LatentAttention) else getattr(m, "head_dim", 0) for m in self._mixers())
 
     def with_kv_cache_dtype(self, dtype: str) -> ModelSpec:
         """This model with KV stored in another format (``auto``: 16 bit).
@@ -220,9 +230,7 @@ class ModelSpec:
                 hint=f"at most {self.layers}",
             )
         if pcp == 1 and tp % dcp:
-            raise InputError(
-                f"{dcp} does not divide tensor_parallel_size {tp}", key="decode_context_parallel_size"
-            )
+            raise InputError(f"{dcp} does not divide tensor_parallel_size {tp}", key="decode_context_parallel_size")
         if pcp > 1 and dcp not in (1, pcp, tp * pcp):
             raise InputError(
                 f"{dcp} is not allowed with prefill_context_parallel_size {pcp}",
@@ -271,7 +279,12 @@ class ModelSpec:
         other = ""
         if len(self.groups()) > 1:
             other = "layers of different kinds"
-        elif not isinstance(attention, Attention) or attention.window is not None or attention.value_dim or attention.gated:
+        elif (
+            not isinstance(attention, Attention)
+            or attention.window is not None
+            or attention.value_dim
+            or attention.gated
+        ):
             other = f"{attention.kind} attention" if attention and attention.kind != "full" else "unusual attention"
         elif not isinstance(mlp, Mlp) or not mlp.gated:
             other = "a mixture of experts" if isinstance(mlp, Experts) else "an MLP without gate"

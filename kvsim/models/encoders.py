@@ -75,7 +75,11 @@ def _qwen(t: _Tower, *, gated: bool, norm_vectors: int) -> _Count:
     patch = 3 * t.frames * t.patch**2 * t.width
     merged = _FEATURES * t.width
     merger = merged**2 + merged * t.decoder_width
-    return t.layers * matrices + patch + merger, t.layers * vectors + merged + t.decoder_width + norm_vectors * t.width, None
+    return (
+        t.layers * matrices + patch + merger,
+        t.layers * vectors + merged + t.decoder_width + norm_vectors * t.width,
+        None,
+    )
 
 
 def _intern(t: _Tower) -> _Count:
@@ -126,7 +130,7 @@ def read_encoder(keys: Keys, whole: Mapping[str, Any], decoder_width: int) -> En
     config = whole.get("vision_config")
     if not config:
         return None
-    kind = whole.get("model_type")
+    kind = str(whole.get("model_type"))
     if kind not in _ENCODERS or not isinstance(config, dict):
         raise keys.refusal("vision_config", f"encoders of {kind!r} are not modelled; {', '.join(_ENCODERS)} are")
     own = Keys(keys.path, config, keys.source)

@@ -10,12 +10,15 @@ from typing import Any, Final, Literal
 class Family:
     """The unwritten rules of one ``model_type``; the default is Llama's.
 
-    ``norms``: norms of the hidden size in a layer; ``norm_vectors``: 2 if they have a bias. ``query_key_norm``: one per
-    head size, or over all heads. ``qkv_bias``: None: by the key ``attention_bias`` (``bias_key``); ``output_bias``: the
-    output projection has one whenever Q, K and V have. ``gated``: the MLP has a gate. ``window_pattern``: every
-    so-maniest layer attends fully, the others to the window (1: all to the window, as written). ``tied``: what a
-    missing ``tie_word_embeddings`` means. ``experts_bias``, ``shared_gate``, ``sinks``, ``gated_attention``: as they say.
-    ``positions``: learned position embeddings, offset included.
+    - ``norms``: norms of the hidden size in a layer; ``norm_vectors``: 2 if they have a bias
+    - ``query_key_norm``: norms on queries and keys, one per head size or over all heads
+    - ``qkv_bias``: None: by the key ``bias_key``; ``output_bias``: the output projection has one where Q, K, V have
+    - ``gated``, ``mlp_bias``, ``mlp_bias_key``: of the MLP
+    - ``window_pattern``: every so-maniest layer attends fully, the others to the window (1: all to the window)
+    - ``tied``: what a missing ``tie_word_embeddings`` means
+    - ``positions``: offset of learned position embeddings (None: there are none)
+    - ``experts_bias``, ``shared_gate`` (on the shared experts), ``sinks`` (one per head), ``gated_attention``
+
     Source of all: the modelling code of transformers for that ``model_type``.
     """
 
@@ -41,7 +44,6 @@ _PLAIN = Family()
 _QWEN3 = Family(query_key_norm="head")
 _GEMMA3 = Family(norms=4, query_key_norm="head", window_pattern=6, tied=True)
 _GLM_MOE = Family(output_bias=False)
-_GPT2_LIKE = {"norm_vectors": 2, "qkv_bias": True, "gated": False, "mlp_bias": True}
 
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
@@ -72,7 +74,7 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
         "mixtral": _PLAIN,
         "olmo2": Family(query_key_norm="all"),
         "olmo3": Family(query_key_norm="all", window_pattern=4),
-        "opt": Family(**_GPT2_LIKE, tied=True, positions=2),
+        "opt": Family(norm_vectors=2, qkv_bias=True, gated=False, mlp_bias=True, tied=True, positions=2),
         "phi3": _PLAIN,
         "phimoe": Family(norm_vectors=2),
         "qwen2": Family(qkv_bias=True, output_bias=False),

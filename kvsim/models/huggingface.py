@@ -38,6 +38,9 @@ _PER_TOKEN: Final = (
 )
 _EXPERT_WIDTH: Final = ("moe_intermediate_size", "moe_ffn_hidden_size", "intermediate_size")
 _SHARED: Final = ("n_shared_experts", "moe_num_shared_experts")
+_ABOUT_EXPERTS: Final = tuple(
+    key for key in (*_EXPERTS, *_PER_TOKEN, *_SHARED, "shared_expert_intermediate_size") if "expert" in key
+)
 _DRAFT: Final = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 _LENGTHS: Final = (
     "max_position_embeddings",
@@ -77,8 +80,8 @@ def spec_of(whole: Mapping[str, Any], path: Path, name: str, source: Mapping[str
     text = whole.get("text_config") or whole.get("llm_config")
     nested = isinstance(text, dict)
     merged = {**whole, **(text if nested and text else {})}
-    family = merged.get("model_type")
-    family = DECODERS.get(family, family) if isinstance(family, str) else None
+    family = str(merged.get("model_type"))
+    family = DECODERS.get(family, family)
     if nested and family in DEFAULTS:
         merged = {**DEFAULTS[family], **merged}
     return _Reader(Keys(path, merged, dict(source)), family).spec(name, whole)
@@ -87,12 +90,15 @@ def spec_of(whole: Mapping[str, Any], path: Path, name: str, source: Mapping[str
 class _Reader:
     """The keys of one model, read by the rules of its family."""
 
-    def __init__(self, keys: Keys, family: str | None) -> None:
+    def __init__(self, keys: Keys, family: str) -> None:
         if family not in FAMILIES:
             raise keys.refusal("model_type", f"not one of the families that are modelled: {', '.join(FAMILIES)}")
         for key, what in REFUSED.items():
             if keys.get(key):
                 raise keys.refusal(key, f"{what} (not modelled yet)")
+        for key, value in keys.counts("expert"):
+            if key not in _ABOUT_EXPERTS and value > 1:
+                raise keys.refusal(key, f"not a key of experts that is known: {', '.join(_ABOUT_EXPERTS)}")
         self.keys = keys
         self.model_type = family
         self.family: Family = FAMILIES[family]
@@ -157,7 +163,9 @@ class _Reader:
         pattern = keys.count("sliding_window_pattern") if keys.get("sliding_window_pattern") else None
         pattern = pattern or self.family.window_pattern
         layout = keys.get("sliding_window_layout")  # SmallThinker: 1 where the window applies
-        first = keys.get("max_window_layers", 0) if self.model_type in ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe") else 0
+        first = (
+            keys.get("max_window_layers", 0) if self.model_type in ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe") else 0
+        )
         kinds = []
         for idx in range(self.layers):
             slides = bool(layout[idx]) if isinstance(layout, list) else pattern == 1 or (idx + 1) % pattern > 0
@@ -244,11 +252,11 @@ class _Reader:
         counted = next((keys.count(key) for key in _EXPERTS if keys.get(key)), 1)
         if counted == 1:  # a dense model may count its MLP as one expert
             return frozenset()
-        for key in ("moe_layers", "moe_layer_freq"):
-            listed = keys.get(key)
-            if isinstance(listed, list):
-                flags = key == "moe_layer_freq" or len(listed) == self.layers and set(listed) <= {0, 1}
-                return frozenset(idx for idx, flag in enumerate(listed) if flag) if flags else frozenset(listed)
+        listed, flags = keys.get("moe_layers"), keys.get("moe_layer_freq")
+        if isinstance(listed, list):
+            return frozenset(listed)
+        if isinstance(flags, list):
+            return frozenset(idx for idx, flag in enumerate(flags) if flag)
         every = 1
         for key in ("moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step"):
             if keys.get(key):
@@ -257,9 +265,7 @@ class _Reader:
         dense = keys.get("mlp_only_layers") or ()
         # DeepSeek counts from 0 (idx % freq), the others from 1 ((idx + 1) % step).
         offset = 0 if keys.get("moe_layer_freq") else 1
-        return frozenset(
-            idx for idx in range(first, self.layers) if (idx + offset) % every == 0 and idx not in dense
-        )
+        return frozenset(idx for idx in range(first, self.layers) if (idx + offset) % every == 0 and idx not in dense)
 
     def _mlp(self) -> Mlp:
         family = self.family

@@ -28,6 +28,11 @@ class Keys:
             raise InputError(f"{value!r} is not allowed", file=self.path, key=key, hint="needed: an integer above 0")
         return value
 
+    def counts(self, word: str) -> list[tuple[str, int]]:
+        """The keys with this word in them whose values are integers."""
+        found = self._keys.items()
+        return [(key, n) for key, n in found if word in key and isinstance(n, int) and not isinstance(n, bool)]
+
     def first(self, keys: Sequence[str], otherwise: int | None = None) -> int:
         """The count under the first of several keys that is set. Raises InputError if none is and nothing stands in."""
         key = next((key for key in keys if self._keys.get(key)), None)

@@ -19,6 +19,7 @@ _PARTS: Final[tuple[tuple[re.Pattern[str], Part], ...]] = (
     (re.compile(r"experts"), "experts"),
     (re.compile(r"mlp|feed_forward"), "mlp"),
 )
+_KEPT: Final = ("modules_to_not_convert", "ignore", "exclude_modules")
 MXFP4: Final = 0.5 + 1 / 32  # an 8 bit scale for 32 weights
 NVFP4: Final = 0.5 + 1 / 16  # an 8 bit scale for 16 weights
 
@@ -38,7 +39,9 @@ def read_quantization(keys: Keys, layers: int) -> Quantization | None:
         raise keys.refusal("quantization_config", "must be an object")
     method = config.get("quant_method")
     name, weight_bytes = _format(keys, config, str(method))
-    kept: Iterable[str] = config.get("modules_to_not_convert") or config.get("ignore") or config.get("exclude_modules") or ()
+    kept: Iterable[str] = (
+        config.get("modules_to_not_convert") or config.get("ignore") or config.get("exclude_modules") or ()
+    )
     parts = _ALL if method != "mxfp4" else ("experts",)
     excluded = _excluded(kept, layers)
     return Quantization(name, weight_bytes, tuple(part for part in parts if part not in excluded))
@@ -69,7 +72,9 @@ def _compressed(keys: Keys, config: Mapping[str, Any]) -> tuple[str, float]:
     groups = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
     forms = {(w.get("type"), w.get("num_bits"), w.get("group_size"), bool(g)) for w, g in _with_inputs(config, groups)}
     if len(forms) != 1:
-        raise keys.refusal("quantization_config.config_groups", f"{len(forms)} formats of weights; only one is modelled")
+        raise keys.refusal(
+            "quantization_config.config_groups", f"{len(forms)} formats of weights; only one is modelled"
+        )
     kind, bits, group_size, inputs = forms.pop()
     if kind == "float" and bits == 8:
         return "fp8", 1.0
