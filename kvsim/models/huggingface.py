@@ -70,12 +70,15 @@ def read_config(path: Path) -> ModelSpec:
     return spec_of(keys, path, name, {"architecture": str(path)})
 
 
-def spec_of(whole: Mapping[str, Any], path: Path, name: str, source: Mapping[str, str]) -> ModelSpec:
+def spec_of(
+    whole: Mapping[str, Any], path: Path, name: str, source: Mapping[str, str], *, typed: bool = False
+) -> ModelSpec:
     """The model that the keys of a ``config.json`` describe; ``path`` is the file they came from, for errors.
 
     ``text_config`` (or ``llm_config``) is used if present. Rules that vLLM and transformers share: the first KV-head
     key present, ``head_dim`` before hidden size / heads, ``model_max_length`` before the smallest of the other length
-    keys; float32 weights are served as 16 bit. What had to be assumed is added to ``source``.
+    keys; float32 weights are served as 16 bit. What had to be assumed is added to ``source``. ``typed``: written by
+    hand, so that a misspelt key is refused. Raises InputError as ``read_config``.
     """
     text = whole.get("text_config") or whole.get("llm_config")
     nested = isinstance(text, dict)
@@ -84,7 +87,11 @@ def spec_of(whole: Mapping[str, Any], path: Path, name: str, source: Mapping[str
     family = DECODERS.get(family, family)
     if nested and family in DEFAULTS:
         merged = {**DEFAULTS[family], **merged}
-    return _Reader(Keys(path, merged, dict(source)), family).spec(name, whole)
+    keys = Keys(path, merged, dict(source))
+    model = _Reader(keys, family).spec(name, whole)
+    if typed:
+        keys.refuse_typos()
+    return model
 
 
 class _Reader:
@@ -151,32 +158,39 @@ class _Reader:
         if kinds is not None:
             if not isinstance(kinds, list) or any(kind not in _KINDS for kind in kinds):
                 raise keys.refusal("layer_types", f"each must be one of {', '.join(_KINDS)} (others not modelled yet)")
-            if len(kinds) != self.layers:
-                raise keys.refusal("layer_types", f"{len(kinds)} kinds for {self.layers} layers")
-            return kinds
+            return list(self._per_layer("layer_types", kinds))
         if keys.get("full_attention_interval"):
             every = keys.count("full_attention_interval")
             return ["linear_attention" if (idx + 1) % every else "full_attention" for idx in range(self.layers)]
         if keys.get("attention_chunk_size"):
             return ["full_attention" if full else "chunked_attention" for full in self._without_rope()]
-        windowed = self._window() is not None
-        pattern = keys.count("sliding_window_pattern") if keys.get("sliding_window_pattern") else None
-        pattern = pattern or self.family.window_pattern
-        layout = keys.get("sliding_window_layout")  # SmallThinker: 1 where the window applies
-        first = (
-            keys.get("max_window_layers", 0) if self.model_type in ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe") else 0
-        )
-        kinds = []
-        for idx in range(self.layers):
-            slides = bool(layout[idx]) if isinstance(layout, list) else pattern == 1 or (idx + 1) % pattern > 0
-            kinds.append("sliding_attention" if windowed and slides and idx >= first else "full_attention")
-        return kinds
+        if self._window() is None:
+            return ["full_attention"] * self.layers
+        slides = self._sliding()
+        first = keys.count("max_window_layers") if keys.get("max_window_layers") else 0
+        sliding = [here and idx >= first for idx, here in enumerate(slides)]
+        return ["sliding_attention" if here else "full_attention" for here in sliding]
+
+    def _sliding(self) -> list[bool]:
+        """Layers to which the window applies: as listed (SmallThinker), else by the pattern of key or family."""
+        keys = self.keys
+        listed = keys.integers("sliding_window_layout")
+        if listed is not None:
+            return [bool(here) for here in self._per_layer("sliding_window_layout", listed)]
+        given = keys.get("sliding_window_pattern")
+        every = keys.count("sliding_window_pattern") if given else self.family.window_pattern
+        return [every == 1 or (idx + 1) % every > 0 for idx in range(self.layers)]
+
+    def _per_layer(self, key: str, listed: list[Any]) -> list[Any]:
+        if len(listed) != self.layers:
+            raise self.keys.refusal(key, f"{len(listed)} values for {self.layers} layers")
+        return listed
 
     def _without_rope(self) -> list[bool]:
         """Llama 4: layers without rotary embedding attend fully; a 0 in ``no_rope_layers`` marks them."""
-        listed = self.keys.get("no_rope_layers")
-        if isinstance(listed, list) and len(listed) == self.layers:
-            return [not rope for rope in listed]
+        listed = self.keys.integers("no_rope_layers")
+        if listed:
+            return [not rope for rope in self._per_layer("no_rope_layers", listed)]
         return [(idx + 1) % self.family.window_pattern == 0 for idx in range(self.layers)]
 
     def _window(self) -> int | None:
@@ -252,17 +266,17 @@ class _Reader:
         counted = next((keys.count(key) for key in _EXPERTS if keys.get(key)), 1)
         if counted == 1:  # a dense model may count its MLP as one expert
             return frozenset()
-        listed, flags = keys.get("moe_layers"), keys.get("moe_layer_freq")
-        if isinstance(listed, list):
+        listed = keys.integers("moe_layers")
+        if listed is not None:
             return frozenset(listed)
-        if isinstance(flags, list):
-            return frozenset(idx for idx, flag in enumerate(flags) if flag)
+        if isinstance(keys.get("moe_layer_freq"), list):
+            return frozenset(idx for idx, flag in enumerate(keys.integers("moe_layer_freq") or ()) if flag)
         every = 1
         for key in ("moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step"):
             if keys.get(key):
                 every = keys.count(key)
-        first = keys.get("first_k_dense_replace") or 0
-        dense = keys.get("mlp_only_layers") or ()
+        first = keys.count("first_k_dense_replace") if keys.get("first_k_dense_replace") else 0
+        dense = keys.integers("mlp_only_layers") or ()
         # DeepSeek counts from 0 (idx % freq), the others from 1 ((idx + 1) % step).
         offset = 0 if keys.get("moe_layer_freq") else 1
         return frozenset(idx for idx in range(first, self.layers) if (idx + offset) % every == 0 and idx not in dense)

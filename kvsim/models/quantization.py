@@ -51,7 +51,11 @@ def _format(keys: Keys, config: Mapping[str, Any], method: str) -> tuple[str, fl
     algorithm = str(config.get("quant_algo", "")).upper()
     if method in ("fp8", "fbgemm_fp8", "modelopt") and algorithm in ("", "FP8"):
         block = config.get("weight_block_size")
-        return ("fp8", 1.0) if not block else ("fp8_block", 1 + 4 / (block[0] * block[1]))
+        if not block:
+            return "fp8", 1.0
+        if not isinstance(block, list) or len(block) != 2 or any(not isinstance(n, int) or n < 1 for n in block):
+            raise keys.refusal("quantization_config.weight_block_size", "needed: two integers above 0")
+        return "fp8_block", 1 + 4 / (block[0] * block[1])
     if method == "mxfp4":
         return "mxfp4", MXFP4
     if method in ("modelopt", "modelopt_fp4") and algorithm in ("", "NVFP4"):
