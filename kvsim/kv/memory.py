@@ -101,13 +101,16 @@ class KVLedger:
         return self.blocks * self.block_tokens
 
     def rows(self) -> tuple[LedgerRow, ...]:
-        """The ledger in the order of the subtraction, ending with the KV pool; terms of 0 bytes are left out."""
+        """The ledger in the order of the subtraction; terms of 0 bytes are left out.
+
+        It ends with the KV pool, and what of it is too little for a block.
+        """
         total = LedgerRow("GPU memory", self.memory_bytes, "total that the driver reports")
         weights = LedgerRow("weights", -self.weight_bytes, "parameters of one rank, each in its format")
         if self.override:
             return total, weights, LedgerRow("KV cache", self.kv_bytes, f"set by {self.override}")
         share = f"memory x gpu_memory_utilization {self.gpu_memory_utilization:g}, rounded up"
-        used_bytes = self.num_gpu_blocks * self.block_bytes
+        unused_bytes = self.kv_bytes - self.num_gpu_blocks * self.block_bytes
         terms = (
             LedgerRow("usable", self.budget_bytes, share),
             weights,
@@ -116,8 +119,8 @@ class KVLedger:
             LedgerRow("rotary table", -self.rotary_bytes, "a cosine and a sine per position and head dimension"),
             LedgerRow("communication", -self.collective_bytes, "buffers of more than one rank"),
             LedgerRow("CUDA graphs", -self.cuda_graph_bytes, "vLLM's estimate by number of graphs"),
-            LedgerRow("fragmentation", used_bytes - self.kv_bytes, "less than a block, or what another stage lacks"),
-            LedgerRow("KV cache", used_bytes, "what is left, in whole blocks"),
+            LedgerRow("KV cache", self.kv_bytes, "what is left"),
+            LedgerRow("fragmentation", -unused_bytes, "of the KV cache: less than a block"),
         )
         return (total, *(term for term in terms if term.bytes))
 
@@ -156,23 +159,21 @@ def kv_ledger(
     limits = (gpu_memory_utilization, max_num_batched_tokens, max_num_seqs, block_size)
     overrides = (num_gpu_blocks_override, kv_cache_memory_bytes)
 
-    def ledger(layout: Layout) -> KVLedger:
-        stages = (
-            _of_stage(model, gpu, layout, stage, *limits, *overrides, engine)
-            for stage in range(layout.pipeline_parallel_size)
-        )
-        return min(stages, key=lambda one: (one.num_gpu_blocks, one.stage))
+    def stages(layout: Layout) -> list[KVLedger]:
+        every = range(layout.pipeline_parallel_size)
+        return [_of_stage(model, gpu, layout, stage, *limits, *overrides, engine) for stage in every]
 
-    found = ledger(layout)
+    found = min(stages(layout), key=lambda one: (one.num_gpu_blocks, one.stage))
     if found.override and found.num_gpu_blocks < 2:
         raise InputError(
             f"{found.num_gpu_blocks} blocks are too few: one is the null block, which holds no tokens",
             key=found.override,
             hint=f"a block has {found.block_bytes} bytes here",
         )
-    missing = _missing_bytes(found)
+    missing = max(map(_missing_bytes, stages(layout)))
     if missing > 0:
-        fitting = next((wider for wider in _wider(model, layout) if _missing_bytes(ledger(wider)) <= 0), None)
+        wider = _wider(model, layout)
+        fitting = next((more for more in wider if max(map(_missing_bytes, stages(more))) <= 0), None)
         remedy = f"tensor_parallel_size {fitting.tensor_parallel_size}" if fitting else "no tensor_parallel_size"
         raise InputError(
             f"{model.name} does not fit on {gpu.name} with {layout}: {missing / 1e9:.2f} GB per GPU are missing",
