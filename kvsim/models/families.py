@@ -16,6 +16,7 @@ class Family:
     - ``gated``, ``mlp_bias``, ``mlp_bias_key``: of the MLP
     - ``window_pattern``: every so-maniest layer attends fully, the others to the window (1: all to the window)
     - ``tied``: what a missing ``tie_word_embeddings`` means
+    - ``embedding_norm``, ``head_bias``: a norm behind the embeddings, a bias of the LM head
     - ``positions``: offset of learned position embeddings (None: there are none)
     - ``experts_bias``, ``shared_gate`` (on the shared experts), ``sinks`` (one per head), ``gated_attention``
 
@@ -38,6 +39,8 @@ class Family:
     sinks: bool = False
     gated_attention: bool = False
     positions: int | None = None
+    embedding_norm: bool = False
+    head_bias: bool = False
 
 
 _PLAIN = Family()
@@ -48,6 +51,7 @@ _GLM_MOE = Family(output_bias=False)
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
         "baichuan": _PLAIN,
+        "bloom": Family(norm_vectors=2, qkv_bias=True, gated=False, mlp_bias=True, tied=True, embedding_norm=True),
         "chatglm": Family(qkv_bias=True, output_bias=False),
         "cohere": Family(norms=1, tied=True),
         "deepseek": _PLAIN,
@@ -63,6 +67,7 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
         "glm4_moe_lite": _GLM_MOE,
         "glm_moe_dsa": _GLM_MOE,
         "gpt_oss": Family(window_pattern=2, experts_bias=True, sinks=True),
+        "gptj": Family(norms=1, norm_vectors=2, qkv_bias=False, gated=False, mlp_bias=True, head_bias=True),
         "granite": _PLAIN,
         "internlm2": Family(bias_key="bias"),
         "kimi_k2": _PLAIN,

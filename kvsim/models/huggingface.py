@@ -14,7 +14,7 @@ from kvsim.models.keys import Keys
 from kvsim.models.quantization import read_quantization
 
 _LAYERS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_WIDTH: Final = ("hidden_size", "n_embd", "d_model")
+_WIDTH: Final = ("hidden_size", "n_embd", "n_embed", "d_model")
 _HEADS: Final = ("num_attention_heads", "n_head", "n_heads")
 _KV_HEADS: Final = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
 _HEAD_DIM: Final = ("head_dim", "hidden_size_per_head", "kv_channels")
@@ -123,7 +123,9 @@ class _Reader:
         ends = self.width * family.norm_vectors
         if family.positions is not None:
             ends += (self.max_model_len + family.positions) * self.width
-        if keys.flag("lm_head_bias", False):
+        if family.embedding_norm:
+            ends += self.width * family.norm_vectors
+        if keys.flag("lm_head_bias", family.head_bias):
             ends += vocab_size
         return ModelSpec(
             name=name,
@@ -284,7 +286,7 @@ class _Reader:
     def _mlp(self) -> Mlp:
         family = self.family
         bias = family.mlp_bias or self.keys.flag(family.mlp_bias_key, False)
-        width = self.keys.first(_MLP, 4 * self.width if self.keys.get("n_embd") else None)
+        width = self.keys.first(_MLP, 4 * self.width if self.model_type in ("bloom", "gptj") else None)
         return Mlp(width, gated=family.gated, bias=bias)
 
     def _experts(self) -> Experts:

@@ -104,7 +104,7 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: lama-3.1-8b\n", "3: model: unknown model 'lama-3.1-8b'; did you mean 'llama-3.1-8b'? known: "),
+        ("model: lama-3.1-8b\n", "3: model: unknown model 'lama-3.1-8b'; did you mean 'llama-3.1-8b'? kvsim list "),
         ("cluster:\n  gpu: h10\n", "4: cluster.gpu: unknown GPU 'h10'; did you mean 'h100-sxm'? known: "),
         ("model: llama-3.1-70b\n", "3: model: llama-3.1-70b does not fit on h100-sxm with tensor_parallel_size 1: "),
         ("kv: {kv_cache_memory_bytes: 200GiB}\n", "3: kv.kv_cache_memory_bytes: llama-3.1-8b does not fit on "),
