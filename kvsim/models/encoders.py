@@ -12,7 +12,7 @@ _FEATURES: Final = 4  # neighbouring patches that are merged into one token: 2 x
 
 @dataclass(frozen=True)
 class _Tower:
-    """Sizes of a vision transformer; ``decoder_width`` is the hidden size that it feeds."""
+    """Sizes of a vision transformer; ``decoder_width`` is the hidden size that it feeds, from ``taps`` layers more."""
 
     layers: int
     width: int
@@ -22,6 +22,7 @@ class _Tower:
     patches: int
     frames: int
     decoder_width: int
+    taps: int
 
     def layer(self, *, gated: bool = False, biases: bool = True, norm_vectors: int = 2) -> tuple[int, int]:
         """Matrices and vectors of one layer."""
@@ -67,7 +68,10 @@ def _qwen2_5(t: _Tower) -> _Count:
 
 def _qwen3(t: _Tower) -> _Count:
     matrices, vectors, tokens = _qwen(t, gated=False, norm_vectors=2)
-    return matrices, vectors + t.patches * t.width, tokens
+    merged = _FEATURES * t.width  # each tap has a merger of its own, with a norm of the merged width
+    matrices += t.taps * (merged**2 + merged * t.decoder_width)
+    vectors += t.patches * t.width + t.width + t.taps * (3 * merged + t.decoder_width)
+    return matrices, vectors, tokens
 
 
 def _qwen(t: _Tower, *, gated: bool, norm_vectors: int) -> _Count:
@@ -106,7 +110,7 @@ def _llama4(t: _Tower) -> _Count:
     return t.layers * matrices + patch + projector, t.layers * vectors + ends, t.patches // _FEATURES
 
 
-_ENCODERS: Final[Mapping[str, Callable[[_Tower], _Count]]] = {
+ENCODERS: Final[Mapping[str, Callable[[_Tower], _Count]]] = {
     "gemma3": _siglip_gemma,
     "internvl_chat": _intern,
     "llama4": _llama4,
@@ -117,7 +121,6 @@ _ENCODERS: Final[Mapping[str, Callable[[_Tower], _Count]]] = {
     "qwen2_5_vl": _qwen2_5,
     "qwen3_vl": _qwen3,
     "qwen3_vl_moe": _qwen3,
-    "qwen3_5": _qwen3,
     "qwen3_5_moe": _qwen3,
 }
 """``model_type`` of the whole -> what its encoder holds. Source: the modelling code of each."""
@@ -131,8 +134,8 @@ def read_encoder(keys: Keys, whole: Mapping[str, Any], decoder_width: int) -> En
     if not config:
         return None
     kind = str(whole.get("model_type"))
-    if kind not in _ENCODERS or not isinstance(config, dict):
-        raise keys.refusal("vision_config", f"encoders of {kind!r} are not modelled; {', '.join(_ENCODERS)} are")
+    if kind not in ENCODERS or not isinstance(config, dict):
+        raise keys.refusal("vision_config", f"encoders of {kind!r} are not modelled; {', '.join(ENCODERS)} are")
     own = Keys(keys.path, config, keys.source)
     # Qwen2-VL calls its width embed_dim, and hidden_size the width of the decoder.
     width = own.first(("embed_dim", "hidden_size"))
@@ -150,8 +153,9 @@ def read_encoder(keys: Keys, whole: Mapping[str, Any], decoder_width: int) -> En
         patches=patches,
         frames=own.first(("temporal_patch_size",), 2),
         decoder_width=decoder_width,
+        taps=len(own.integers("deepstack_visual_indexes") or ()),
     )
-    matrices, vectors, tokens = _ENCODERS[kind](tower)
+    matrices, vectors, tokens = ENCODERS[kind](tower)
     return Encoder(
         layers=tower.layers,
         hidden_size=width,

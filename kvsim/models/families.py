@@ -77,6 +77,7 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
         "ministral3": _PLAIN,
         "mistral": _PLAIN,
         "mixtral": _PLAIN,
+        "nemotron_h": Family(norms=1, gated=False),
         "olmo2": Family(query_key_norm="all"),
         "olmo3": Family(query_key_norm="all", window_pattern=4),
         "opt": Family(norm_vectors=2, qkv_bias=True, gated=False, mlp_bias=True, tied=True, positions=2),
@@ -86,7 +87,6 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
         "qwen2_moe": Family(qkv_bias=True, output_bias=False, shared_gate=True),
         "qwen3": _QWEN3,
         "qwen3_moe": _QWEN3,
-        "qwen3_5_text": Family(query_key_norm="head", gated_attention=True),
         "qwen3_5_moe_text": Family(query_key_norm="head", gated_attention=True, shared_gate=True),
         "qwen3_next": Family(query_key_norm="head", gated_attention=True, shared_gate=True),
         "seed_oss": Family(output_bias=False),
@@ -111,7 +111,6 @@ DECODERS: Final[Mapping[str, str]] = MappingProxyType(
         "qwen3_vl_text": "qwen3",
         "qwen3_vl_moe": "qwen3_moe",
         "qwen3_vl_moe_text": "qwen3_moe",
-        "qwen3_5": "qwen3_5_text",
         "qwen3_5_moe": "qwen3_5_moe_text",
     }
 )
@@ -156,4 +155,9 @@ REFUSED: Final[Mapping[str, str]] = MappingProxyType(
         "audio_config": "audio encoders",
     }
 )
-"""Keys that announce what is not modelled, if they are set."""
+"""Keys that announce what is not modelled, if they are set; a family that reads one is in ``READ``."""
+
+READ: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"nemotron_h": ("hybrid_override_pattern", "mamba_num_heads")}
+)
+"""Family -> keys of ``REFUSED`` that it reads."""

@@ -9,7 +9,7 @@ from kvsim.core.errors import InputError
 from kvsim.core.layers import Attention, Experts, LatentAttention, Layer, LinearAttention, Mixer, Mlp
 from kvsim.core.model import ModelSpec
 from kvsim.models.encoders import read_encoder
-from kvsim.models.families import DECODERS, DEFAULTS, FAMILIES, REFUSED, Family
+from kvsim.models.families import DECODERS, DEFAULTS, FAMILIES, READ, REFUSED, Family
 from kvsim.models.keys import Keys
 from kvsim.models.quantization import read_quantization
 
@@ -17,7 +17,7 @@ _LAYERS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _WIDTH: Final = ("hidden_size", "n_embd", "n_embed", "d_model")
 _HEADS: Final = ("num_attention_heads", "n_head", "n_heads")
 _KV_HEADS: Final = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
-_HEAD_DIM: Final = ("head_dim", "hidden_size_per_head", "kv_channels")
+_HEAD_DIM: Final = ("head_dim", "attention_head_dim", "hidden_size_per_head", "kv_channels")
 _MLP: Final = ("intermediate_size_mlp", "intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
 _VOCABULARY: Final = ("vocab_size", "padded_vocab_size")
 _EXPERTS: Final = (
@@ -101,7 +101,7 @@ class _Reader:
         if family not in FAMILIES:
             raise keys.refusal("model_type", f"not one of the families that are modelled: {', '.join(FAMILIES)}")
         for key, what in REFUSED.items():
-            if keys.get(key):
+            if keys.get(key) and key not in READ.get(family, ()):
                 raise keys.refusal(key, f"{what} (not modelled yet)")
         for key, value in keys.counts("expert"):
             if key not in _ABOUT_EXPERTS and value > 1:
@@ -143,13 +143,27 @@ class _Reader:
         )
 
     def _stack(self) -> Iterator[Layer]:
+        norms = self.family.norms * self.width * self.family.norm_vectors
+        if self.model_type == "nemotron_h":
+            yield from self._one_part_each(norms)
+            return
         kinds, sparse = self._kinds(), self._sparse_layers()
         mixers = {kind: self._mixer(kind) for kind in set(kinds)}
         dense = self._mlp() if len(sparse) < self.layers else None
         experts = self._experts() if sparse else None
-        norms = self.family.norms * self.width * self.family.norm_vectors
         for idx, kind in enumerate(kinds):
             yield Layer(mixers[kind], experts if idx in sparse else dense, norms)
+
+    def _one_part_each(self, norms: int) -> Iterator[Layer]:
+        """Nemotron-H: a layer is Mamba-2 (M), attention (*) or an MLP (-), as the pattern says."""
+        key = "hybrid_override_pattern"
+        pattern = self.keys.get(key)
+        if not isinstance(pattern, str) or set(pattern) - set("M*-"):
+            raise self.keys.refusal(key, "needed: M (Mamba-2), * (attention) and - (MLP) only")
+        parts = {"M": self._mamba(), "*": self._mixer("full_attention"), "-": self._mlp()}
+        for kind in self._per_layer(key, list(pattern)):
+            part = parts[kind]
+            yield Layer(None, part, norms) if isinstance(part, Mlp) else Layer(part, None, norms)
 
     # Token mixing
 
@@ -258,6 +272,19 @@ class _Reader:
             value_dim=keys.count("linear_value_head_dim"),
             kernel=keys.count("linear_conv_kernel_dim"),
             state_value_bytes=4 if keys.get("mamba_ssm_dtype") == "float32" else 2,
+        )
+
+    def _mamba(self) -> LinearAttention:
+        keys = self.keys
+        return LinearAttention(
+            flavour="ssm",
+            key_heads=keys.count("n_groups"),
+            value_heads=keys.count("mamba_num_heads"),
+            key_dim=keys.count("ssm_state_size"),
+            value_dim=keys.count("mamba_head_dim"),
+            kernel=keys.count("conv_kernel"),
+            state_value_bytes=4 if keys.get("mamba_ssm_cache_dtype") == "float32" else 2,
+            conv_bias=keys.flag("use_conv_bias", True),
         )
 
     # Feed-forward blocks

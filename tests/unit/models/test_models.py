@@ -13,6 +13,8 @@ from kvsim.core.layers import Attention, Experts, LatentAttention, LinearAttenti
 from kvsim.core.layout import Layout
 from kvsim.core.model import ModelSpec, Quantization
 from kvsim.models import MODELS, load_model
+from kvsim.models.encoders import ENCODERS
+from kvsim.models.families import DECODERS, FAMILIES
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -59,6 +61,14 @@ def test_the_catalogue_has_the_published_numbers_of_parameters(name: str) -> Non
     count, rounding = published(name)
     tolerance = rounding if name == "opt-13b" else 0.01 * count
     assert load_model(name).parameters() == pytest.approx(count, abs=tolerance)
+
+
+def test_every_family_and_encoder_has_an_entry_that_was_counted() -> None:
+    """A rule that no published number of parameters has confirmed is not in the tables."""
+    entries = [tomllib.loads((DATA / f"{name}.toml").read_text()) for name in MODELS]
+    texts = [entry.get("text_config") or entry.get("llm_config") or entry for entry in entries]
+    assert {DECODERS.get(text["model_type"], text["model_type"]) for text in texts} == set(FAMILIES)
+    assert {entry["model_type"] for entry in entries if "vision_config" in entry} == set(ENCODERS)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -246,6 +256,21 @@ def test_the_sizes_that_keys_describe(tmp_path: Path, changes: dict[str, Any], e
 def test_the_decoder_of_a_model_with_an_encoder_is_read(tmp_path: Path) -> None:
     text = {"model_type": "mistral", "num_hidden_layers": 40}
     assert load_model(config(tmp_path, text_config=text)).layers == 40
+
+
+def test_a_layer_of_one_part(tmp_path: Path) -> None:
+    """Nemotron-H writes its layers as a word; Mamba-2 keeps heads x head size x state, and 3 inputs of 10,240."""
+    model = load_model("nemotron-h-8b")
+    assert [layer.mixer is None for layer in model.stack[:5]] == [False, True, False, True, False]
+    assert model.groups()[0][0].mixer == LinearAttention("ssm", 8, 128, 128, 64, 4, 2, conv_bias=True)
+    assert model.state_bytes() == 24 * (128 * 64 * 128 + 3 * 10_240) * 2
+    assert model.kv_bytes_per_token() == 4 * 2 * 8 * 128 * 2
+    keys = {"n_groups": 8, "mamba_num_heads": 128, "mamba_head_dim": 64, "ssm_state_size": 128, "conv_kernel": 4}
+    unknown = config(tmp_path, model_type="nemotron_h", hybrid_override_pattern="M*E", **keys)
+    with pytest.raises(
+        InputError, match=r"hybrid_override_pattern: 'M\*E': needed: M \(Mamba-2\), \* \(attention\) and"
+    ):
+        load_model(unknown)
 
 
 def test_what_transformers_leaves_out_is_filled_in(tmp_path: Path) -> None:
