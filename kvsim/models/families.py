@@ -17,6 +17,7 @@ class Family:
     - ``window_pattern``: every so-maniest layer attends fully, the others to the window (1: all to the window)
     - ``tied``: what a missing ``tie_word_embeddings`` means
     - ``embedding_norm``, ``head_bias``: a norm behind the embeddings, a bias of the LM head
+    - ``mixture``: a file without any key of experts is incomplete, not dense
     - ``positions``: offset of learned position embeddings (None: there are none)
     - ``experts_bias``, ``shared_gate`` (on the shared experts), ``sinks`` (one per head), ``gated_attention``
 
@@ -38,6 +39,7 @@ class Family:
     shared_gate: bool = False
     sinks: bool = False
     gated_attention: bool = False
+    mixture: bool = False
     positions: int | None = None
     embedding_norm: bool = False
     head_bias: bool = False
@@ -46,7 +48,8 @@ class Family:
 _PLAIN = Family()
 _QWEN3 = Family(query_key_norm="head")
 _GEMMA3 = Family(norms=4, query_key_norm="head", window_pattern=6, tied=True)
-_GLM_MOE = Family(output_bias=False)
+_MIXTURE = Family(mixture=True)
+_GLM_MOE = Family(output_bias=False, mixture=True)
 
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
@@ -54,10 +57,10 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
         "bloom": Family(norm_vectors=2, qkv_bias=True, gated=False, mlp_bias=True, tied=True, embedding_norm=True),
         "chatglm": Family(qkv_bias=True, output_bias=False),
         "cohere": Family(norms=1, tied=True),
-        "deepseek": _PLAIN,
+        "deepseek": _MIXTURE,
         "deepseek_v2": _PLAIN,
-        "deepseek_v3": _PLAIN,
-        "deepseek_v32": _PLAIN,
+        "deepseek_v3": _MIXTURE,
+        "deepseek_v32": _MIXTURE,
         "gemma": Family(tied=True),
         "gemma2": Family(norms=4, window_pattern=2, tied=True),
         "gemma3_text": _GEMMA3,
@@ -66,31 +69,31 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
         "glm4_moe": _GLM_MOE,
         "glm4_moe_lite": _GLM_MOE,
         "glm_moe_dsa": _GLM_MOE,
-        "gpt_oss": Family(window_pattern=2, experts_bias=True, sinks=True),
+        "gpt_oss": Family(window_pattern=2, experts_bias=True, sinks=True, mixture=True),
         "gptj": Family(norms=1, norm_vectors=2, qkv_bias=False, gated=False, mlp_bias=True, head_bias=True),
         "granite": _PLAIN,
         "internlm2": Family(bias_key="bias"),
-        "kimi_k2": _PLAIN,
+        "kimi_k2": _MIXTURE,
         "llama": _PLAIN,
         "llama4_text": Family(window_pattern=4),
         "minicpm": Family(tied=True),
         "ministral3": _PLAIN,
         "mistral": _PLAIN,
-        "mixtral": _PLAIN,
+        "mixtral": _MIXTURE,
         "nemotron_h": Family(norms=1, gated=False),
         "olmo2": Family(query_key_norm="all"),
         "olmo3": Family(query_key_norm="all", window_pattern=4),
         "opt": Family(norm_vectors=2, qkv_bias=True, gated=False, mlp_bias=True, tied=True, positions=2),
         "phi3": _PLAIN,
-        "phimoe": Family(norm_vectors=2),
+        "phimoe": Family(norm_vectors=2, mixture=True),
         "qwen2": Family(qkv_bias=True, output_bias=False),
-        "qwen2_moe": Family(qkv_bias=True, output_bias=False, shared_gate=True),
+        "qwen2_moe": Family(qkv_bias=True, output_bias=False, shared_gate=True, mixture=True),
         "qwen3": _QWEN3,
-        "qwen3_moe": _QWEN3,
-        "qwen3_5_moe_text": Family(query_key_norm="head", gated_attention=True, shared_gate=True),
-        "qwen3_next": Family(query_key_norm="head", gated_attention=True, shared_gate=True),
+        "qwen3_moe": Family(query_key_norm="head", mixture=True),
+        "qwen3_5_moe_text": Family(query_key_norm="head", gated_attention=True, shared_gate=True, mixture=True),
+        "qwen3_next": Family(query_key_norm="head", gated_attention=True, shared_gate=True, mixture=True),
         "seed_oss": Family(output_bias=False),
-        "smallthinker": _PLAIN,
+        "smallthinker": _MIXTURE,
         "smollm3": _PLAIN,
         "stablelm": Family(norm_vectors=2, bias_key="use_qkv_bias", output_bias=False),
         "starcoder2": Family(norm_vectors=2, bias_key="use_bias", gated=False, mlp_bias_key="use_bias", tied=True),

@@ -207,7 +207,8 @@ class _Reader:
         listed = self.keys.integers("no_rope_layers")
         if listed:
             return [not rope for rope in self._per_layer("no_rope_layers", listed)]
-        return [(idx + 1) % self.family.window_pattern == 0 for idx in range(self.layers)]
+        every = self.family.window_pattern
+        return [every > 1 and (idx + 1) % every == 0 for idx in range(self.layers)]
 
     def _window(self) -> int | None:
         """The sliding window, if it is shorter than the longest context."""
@@ -239,6 +240,7 @@ class _Reader:
             heads=self.heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
+            value_dim=keys.count("v_head_dim") if keys.get("v_head_dim") else None,
             window=window,
             chunked=chunked,
             qkv_bias=biased,
@@ -292,6 +294,8 @@ class _Reader:
     def _sparse_layers(self) -> frozenset[int]:
         """The layers whose feed-forward block is a mixture of experts."""
         keys = self.keys
+        if self.family.mixture and all(keys.get(key) is None for key in _EXPERTS):
+            keys.first(_EXPERTS)  # refuses: missing key
         counted = next((keys.count(key) for key in _EXPERTS if keys.get(key)), 1)
         if counted == 1:  # a dense model may count its MLP as one expert
             return frozenset()

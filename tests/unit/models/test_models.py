@@ -125,9 +125,11 @@ def test_a_config_is_the_same_model_as_the_catalogue_entry(tmp_path: Path) -> No
         ({"num_kv_heads": 2}, Attention(32, 2, 128)),
         ({"head_dim": 64}, Attention(32, 8, 64)),
         ({"head_dim": 0, "hidden_size_per_head": 96}, Attention(32, 8, 96)),
+        ({"v_head_dim": 64}, Attention(32, 8, 128, value_dim=64)),
         ({"model_type": "qwen2", "attention_bias": None}, Attention(32, 8, 128, qkv_bias=True)),
         ({"attention_bias": True}, Attention(32, 8, 128, qkv_bias=True, output_bias=True)),
         ({"model_type": "qwen3"}, Attention(32, 8, 128, norm_weights=256)),
+        ({"attention_chunk_size": 64}, Attention(32, 8, 128, window=64, chunked=True)),
         ({"model_type": "olmo2"}, Attention(32, 8, 128, norm_weights=40 * 128)),
         ({"sliding_window": 4096}, Attention(32, 8, 128, window=4096)),
         ({"sliding_window": 4096, "use_sliding_window": False}, ATTENTION),
@@ -140,6 +142,7 @@ def test_a_config_is_the_same_model_as_the_catalogue_entry(tmp_path: Path) -> No
         (
             {
                 "model_type": "deepseek_v32",
+                "n_routed_experts": 1,
                 "kv_lora_rank": 512,
                 "qk_nope_head_dim": 128,
                 "qk_rope_head_dim": 64,
@@ -153,6 +156,7 @@ def test_a_config_is_the_same_model_as_the_catalogue_entry(tmp_path: Path) -> No
         (
             {
                 "model_type": "qwen3_next",
+                "num_experts": 1,
                 "full_attention_interval": 4,
                 "linear_num_key_heads": 16,
                 "linear_num_value_heads": 32,
@@ -358,6 +362,7 @@ def test_what_is_not_modelled_is_refused_by_its_key(tmp_path: Path, changes: dic
     ("changes", "message"),
     [
         ({"hidden_size": None}, "hidden_size: missing key; needed: an integer above 0"),
+        ({"model_type": "mixtral"}, "num_experts: missing key; needed: an integer above 0"),
         ({"hidden_size": "big"}, "hidden_size: 'big' is not allowed; needed: an integer above 0"),
         ({"num_hidden_layers": -1}, "num_hidden_layers: -1 is not allowed; needed: an integer above 0"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no' is not allowed; needed: true or false"),
@@ -430,6 +435,14 @@ def test_a_wrong_file_of_ones_own_is_refused(tmp_path: Path, old: str, new: str,
     with pytest.raises(InputError) as refused:
         load_model("./mine.toml", tmp_path)
     assert str(refused.value).startswith(f"{tmp_path}/mine.toml: {message}")
+
+
+def test_the_model_in_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text()
+    (tmp_path / "mine.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    assert load_model("mine.toml", tmp_path).parameters() == (
+        24 * (2 * 2048 * (2048 + 4 * 128) + 3 * 2048 * 5632 + 2 * 2048) + 2048 + 2 * 32000 * 2048
+    )
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:
