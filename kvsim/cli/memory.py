@@ -49,7 +49,7 @@ def memory(
     limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
     seqs, tokens = preset.batch(card, spec.max_model_len, whole_prompts=False, **limits)
     share = gpu_memory_utilization or preset.gpu_memory_utilization
-    found = kv_ledger(spec, card, ranks, share, tokens, seqs, preset.block_size, engine=preset.memory)
+    spec.check(ranks)
     active = f" ({spec.active_parameters() / 1e9:.2f} B per token)" if "experts" in spec.weights() else ""
     click.echo(f"{spec.name}: {spec.parameters() / 1e9:.2f} B parameters{active}, {spec.layers} layers")
     click.echo(f"{ranks.gpus} x {card.name}, {PRESET}, {ranks}")
@@ -60,6 +60,11 @@ def memory(
             f"  {what}: {len(spec.stage(ranks, stage))} layers, {weights}, "
             f"{spec.kv_bytes_per_token(ranks, stage)} bytes of KV a token"
         )
+    if spec.state_bytes():
+        state = f"{spec.state_bytes(ranks) / 1e6:.1f} MB per request and GPU"
+        click.echo(f"Layers with a state of constant size: {state}. A KV pool beside it is not modelled yet.")
+        return
+    found = kv_ledger(spec, card, ranks, share, tokens, seqs, preset.block_size, engine=preset.memory)
     fullest = f" of stage {found.stage}, the fullest" if ranks.pipeline_parallel_size > 1 else ""
     click.echo(f"One GPU{fullest}:")
     for row in found.rows():

@@ -66,6 +66,14 @@ def read_config(path: Path) -> ModelSpec:
         raise InputError(f"cannot be read as JSON: {error}", file=path) from None
     if not isinstance(keys, dict):
         raise InputError("not a config.json: the top level must be an object", file=path)
+    beside = path.with_name("hf_quant_config.json")
+    if "quantization_config" not in keys and beside.is_file():
+        raise InputError(
+            f"missing key: {beside} says how the weights are stored",
+            file=path,
+            key="quantization_config",
+            hint='copy it in: {"quant_method": "modelopt", "quant_algo": ..., "exclude_modules": [...]}',
+        )
     name = path.parent.resolve().name if path.name == "config.json" else path.stem
     return spec_of(keys, path, name, {"architecture": str(path)})
 

@@ -264,6 +264,12 @@ def test_memory_counts_what_each_gpu_holds(capsys: pytest.CaptureFixture[str]) -
     assert lines[-1].endswith("tokens per data-parallel rank")
 
 
+def test_memory_counts_a_state_too(capsys: pytest.CaptureFixture[str]) -> None:
+    kvsim_exits(0, "memory", "qwen3-next-80b-a3b", "-tp", "2")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Layers with a state of constant size: 19.8 MB per request and GPU.")
+
+
 def test_memory_says_why_a_layout_is_impossible(capsys: pytest.CaptureFixture[str]) -> None:
     kvsim_exits(2, "memory", "llama-3.1-8b", "-tp", "3")
     assert capsys.readouterr().err == (

@@ -324,6 +324,16 @@ def test_how_weights_are_stored(tmp_path: Path, quantised: dict[str, Any], expec
     assert load_model(config(tmp_path, quantization_config=quantised)).quantization == expected
 
 
+def test_weights_that_another_file_describes_are_not_taken_for_16_bit(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    (tmp_path / "hf_quant_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"quantization_config: missing key: .*hf_quant_config.json says how"):
+        load_model(path)
+    quantised = {"quant_method": "modelopt", "quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    model = load_model(config(tmp_path, quantization_config=quantised))
+    assert model.quantization == Quantization("fp8", 1, ALL)
+
+
 def test_what_was_assumed_is_said(tmp_path: Path) -> None:
     model = load_model(config(tmp_path, tie_word_embeddings=None, torch_dtype=None))
     assert model.source == {
