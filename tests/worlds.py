@@ -38,7 +38,7 @@ ROUTERS: dict[str, Router] = {
     "least_requests": LeastRequests(),
     "least_tokens": LeastTokens(),
 }
-MODEL = ModelSpec("tiny", 2, 64, 4, 2, 16, 128, 256, 4096)
+MODEL = ModelSpec.dense("tiny", 2, 64, 4, 2, 16, 128, 256, 4096)
 GPU = Gpu("tiny", 1 << 30, 1e12, 1e14, 1e11)
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "conformance": ("conformance:conformance", "Compare runs with recordings of vLLM's own scheduler."),
     "engine-args": ("engine_args:engine_args", "Print the `vllm serve` line of a scenario."),
     "list": ("inspect:list_", "List what a scenario can name."),
+    "memory": ("memory:memory", "Count the bytes that a model takes on each GPU of a layout."),
     "plot": ("inspect:plot", "Draw the figures of a result folder."),
     "run": ("run:run", "Simulate a scenario."),
     "schema": ("inspect:schema", "Print the JSON Schema of scenario files."),

@@ -146,7 +146,7 @@ def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool, engine_
     click.echo(f"  model     {resolved.model.name}, max_model_len {resolved.cluster.max_model_len}")
     for built in resolved.pools:
         pool = built.pool
-        ranks = f" of {built.tensor_parallel_size} GPUs" if built.tensor_parallel_size > 1 else ""
+        ranks = f" of {built.layout.gpus} GPUs" if built.layout.gpus > 1 else ""
         click.echo(
             f"  {pool.role:<9} {pool.replicas} x {built.gpu.name}{ranks}, {pool.kv_blocks} KV blocks each; "
             f"{', '.join(built.keys[seat]['name'] for seat in ('router', 'scheduler', 'kv', 'cost'))}"

@@ -28,7 +28,8 @@ def locate(what: str, name_or_path: str, folder: Path, base_dir: Path, suffixes:
         return folder / f"{name_or_path}.toml"
     path = base_dir / Path(name_or_path).expanduser()
     if "/" not in name_or_path and path.suffix not in suffixes:
-        hint = f"{_nearest(name_or_path, known)}known: {', '.join(known)}, or a path to a {' or '.join(suffixes)} file"
+        listed = f"known: {', '.join(known)}" if len(known) <= 20 else f"kvsim list {what.lower()}s lists the known"
+        hint = f"{_nearest(name_or_path, known)}{listed}, or a path to a {' or '.join(suffixes)} file"
         raise InputError(f"unknown {what} {name_or_path!r}", hint=hint)
     if path.suffix not in suffixes:
         raise InputError(f"not a {what} file", file=path, hint=f"allowed: {', '.join(suffixes)}")

@@ -62,6 +62,10 @@ class KVKeys(SeatKeys):
     kv_cache_memory_bytes: Bytes | None = Field(
         default=None, ge=1, description="Bytes of KV cache per GPU instead of what the ledger leaves; takes 20GiB."
     )
+    kv_cache_dtype: str = Field(
+        default="auto",
+        description="Format of a KV value: auto (16 bit), fp8, fp8_e4m3, fp8_e5m2, fp8_ds_mla, nvfp4 or nvfp4_ds_mla.",
+    )
     enable_prefix_caching: Literal[False] = Field(
         default=False, description="Only false: prefix caching is not modelled yet."
     )
@@ -128,7 +132,12 @@ class PoolKeys(Section):
     role: Literal["mixed", "prefill", "decode"] = Field(description="What the replicas of this pool do.")
     replicas: int = Field(default=1, ge=1, description="Number of replicas in this pool.")
     gpu: str | None = Field(default=None, description="Catalogue name or path of a GPU file.")
-    tensor_parallel_size: int | None = Field(default=None, ge=1, description="GPUs per replica.")
+    tensor_parallel_size: int | None = Field(default=None, ge=1, description="Ranks that share heads and MLPs.")
+    pipeline_parallel_size: int | None = Field(default=None, ge=1, description="Stages of consecutive layers.")
+    data_parallel_size: int | None = Field(default=None, ge=1, description="Copies of attention that share experts.")
+    enable_expert_parallel: bool | None = Field(default=None, description="Deal out whole experts.")
+    decode_context_parallel_size: int | None = Field(default=None, ge=1, description="Ranks that share KV tokens.")
+    prefill_context_parallel_size: int | None = Field(default=None, ge=1, description="Ranks that share a prompt.")
     router: SeatKeys | None = Field(default=None, description="Which replica of this pool gets a request.")
     scheduler: SeatKeys | None = Field(default=None, description="What runs in the next step.")
     kv: KVKeys | None = Field(default=None, description="Where KV lives, and how much memory it gets.")
@@ -140,7 +149,30 @@ class ClusterKeys(Section):
 
     gpu: str = Field(default="h100-sxm", description="Catalogue name (kvsim list gpus) or path of a GPU file.")
     replicas: int = Field(default=1, ge=1, description="Number of replicas.")
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs per replica.")
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="Ranks that share attention heads and MLP columns; alone: GPUs per replica."
+    )
+    pipeline_parallel_size: int = Field(
+        default=1, ge=1, description="Stages of consecutive layers. Checked; above 1 not timed yet."
+    )
+    data_parallel_size: int = Field(
+        default=1,
+        ge=1,
+        description="Copies of attention, each with requests of its own, that share the experts of a mixture. "
+        "Checked; above 1 not timed yet. (Copies of a whole model are replicas.)",
+    )
+    enable_expert_parallel: bool = Field(
+        default=False, description="Deal out whole experts to the ranks instead of slices. Checked; not timed yet."
+    )
+    decode_context_parallel_size: int = Field(
+        default=1, ge=1, description="Ranks that share the tokens of KV they would each hold. Checked; not timed yet."
+    )
+    prefill_context_parallel_size: int = Field(
+        default=1, ge=1, description="Further ranks that share the tokens of a prompt. Checked; not timed yet."
+    )
+    quantization: str | None = Field(
+        default=None, description="Quantise a 16 bit model when it is loaded: fp8. Null: as the checkpoint is."
+    )
     max_model_len: int | None = Field(
         default=None, ge=2, description="Limit of prompt + output in tokens. Null: the model's own."
     )

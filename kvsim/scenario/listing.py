@@ -18,8 +18,11 @@ def entries(kind: str) -> Iterator[tuple[str, str]]:
 
         for name in MODELS:
             model = load_model(name)
-            heads = f"{model.layers} layers, {model.heads} heads, {model.kv_heads} KV heads"
-            yield name, f"{model.parameters() / 1e9:.1f} B parameters, {heads}, {model.max_model_len} tokens"
+            size = f"{model.parameters() / 1e9:.1f} B parameters"
+            if model.active_parameters() < 0.8 * model.parameters():
+                size += f" ({model.active_parameters() / 1e9:.1f} B active)"
+            kv = f"{model.kv_bytes_per_token() / 1024:.1f} KiB of KV a token"
+            yield name, f"{size}, {model.layers} layers, {kv}, {model.max_model_len} tokens"
     elif kind == "gpus":
         from kvsim.hardware import GPUS, load_gpu
 

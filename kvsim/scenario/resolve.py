@@ -14,7 +14,9 @@ from kvsim import __version__
 from kvsim.core.cluster import Cluster, Pool, RunOptions
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
+from kvsim.core.layout import Layout
 from kvsim.core.model import ModelSpec
+from kvsim.core.seats import StepCost
 from kvsim.core.trace import Trace
 from kvsim.hardware import GPUS, load_gpu
 from kvsim.kv.memory import KVLedger, kv_ledger
@@ -29,6 +31,9 @@ from kvsim.scenario.source import Key
 from kvsim.workload import read_trace
 from kvsim.workload.transforms import limit, rate_scale
 
+LAYOUT = tuple(field.name for field in dataclasses.fields(Layout))
+"""Keys of a pool or the cluster that say how its GPUs share a model; tensor_parallel_size first."""
+
 
 @dataclass(frozen=True)
 class ResolvedPool:
@@ -39,7 +44,7 @@ class ResolvedPool:
 
     pool: Pool
     gpu: Gpu
-    tensor_parallel_size: int
+    layout: Layout
     ledger: KVLedger
     keys: Mapping[str, Any]
     files: Mapping[Key, Path]
@@ -67,7 +72,7 @@ class Resolved:
     @property
     def gpus(self) -> int:
         """GPUs provisioned in all pools."""
-        return sum(p.pool.replicas * p.tensor_parallel_size for p in self.pools)
+        return sum(p.pool.replicas * p.layout.gpus for p in self.pools)
 
 
 def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
@@ -105,7 +110,7 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
             horizon_ns=_ns(scenario.measure.horizon_s),
             timeline_instants=scenario.measure.timeline_instants,
         ),
-        notes=(*preset.notes, *_notes(scenario, pools, max_model_len)),
+        notes=(*preset.notes, *_notes(scenario, model, pools, max_model_len)),
         lock=lock_text(scenario.label, keys, checksums),
         scenario_hash=scenario_hash(keys, checksums),
     )
@@ -181,21 +186,23 @@ class _PoolResolver:
 
     def resolve(self) -> ResolvedPool:
         gpu, gpu_name, gpu_file = self._gpu()
-        ranks = self._tensor_parallel_size()
+        layout = self._layout()
+        model = self._stored()
         router, _ = self._seat("router")
         scheduler = self._scheduler(gpu)
-        kv, ledger = self._kv(gpu, ranks, scheduler)
+        kv, ledger = self._kv(model, gpu, layout, scheduler)
+        self._refuse_untimed(layout)
         cost, cost_key = self._seat("cost")
-        with self.scenario.source.locate(cost_key):
-            step_cost = cost.start(self.model, gpu, ranks)
+        step_cost = self._start(cost, cost_key, model, gpu, layout)
         policies = {"router": router, "scheduler": scheduler, "kv": kv, "cost": cost}
         written: dict[str, Any] = {"role": self.keys.role, "replicas": self.keys.replicas}
-        written |= {"gpu": gpu_name, "tensor_parallel_size": ranks}
+        written |= {"gpu": gpu_name, **dataclasses.asdict(layout)}
         files: dict[Key, Path] = {("gpu",): gpu_file}
         for seat, policy in policies.items():
             written[seat] = {"name": self._name(seat), **seats.values_of(policy)}
             files |= {(seat, field): path for field, path in seats.files_of(policy)}
-        written["kv"] |= self._memory() | {"enable_prefix_caching": False}
+        written["kv"] |= self._memory() | {"kv_cache_dtype": self._own("kv")[0].kv_cache_dtype}
+        written["kv"] |= {"enable_prefix_caching": False}
         return ResolvedPool(
             pool=Pool(
                 role=self.keys.role,
@@ -205,14 +212,25 @@ class _PoolResolver:
                 kv_blocks=ledger.blocks,
                 cost=step_cost,
                 router=router,
-                kv_bytes_per_token=self.model.kv_bytes_per_token(ranks) * ranks,
+                kv_bytes_per_token=model.kv_bytes_per_token(layout) * layout.tensor_parallel_size,
             ),
             gpu=gpu,
-            tensor_parallel_size=ranks,
+            layout=layout,
             ledger=ledger,
             keys=written,
             files=files,
         )
+
+    def _start(self, cost: Any, key: Key, model: ModelSpec, gpu: Gpu, layout: Layout) -> StepCost:
+        """The cost model's prices; what it has against the model is reported at the model."""
+        try:
+            step_cost: StepCost = cost.start(model, gpu, layout.tensor_parallel_size)
+            return step_cost
+        except InputError as error:
+            if error.key == "model" and error.file is None:
+                raise self.scenario.source.error(error.problem, ("model",), error.hint) from None
+            with self.scenario.source.locate(key):
+                raise
 
     def _own(self, name: str) -> tuple[Any, Key]:
         """A value of the pool where it has one, else of the scenario; and where it is written."""
@@ -233,15 +251,37 @@ class _PoolResolver:
         path = (folder / Path(name).expanduser()).resolve()
         return gpu, str(path), path
 
-    def _tensor_parallel_size(self) -> int:
-        ranks, key = self._own("tensor_parallel_size")
-        if self.model.heads % ranks:
-            raise self.scenario.source.error(
-                f"{self.model.name} has {self.model.heads} attention heads: they cannot be shared by {ranks} GPUs",
-                key,
-                "it must divide the number of heads",
-            )
-        return int(ranks)
+    def _layout(self) -> Layout:
+        """The parallel layout, which the model can be shared by."""
+        layout = Layout(**{name: self._own(name)[0] for name in LAYOUT})
+        try:
+            self.model.check(layout)
+        except InputError as error:
+            raise self.scenario.source.error(error.problem, self._own(str(error.key))[1], error.hint) from None
+        return layout
+
+    def _refuse_untimed(self, layout: Layout) -> None:
+        """Layouts whose bytes are counted, and whose time no cost model knows yet."""
+        for name in LAYOUT[1:]:
+            value, key = self._own(name)
+            if value not in (1, False):
+                raise self.scenario.source.error(
+                    f"{value!r} is not modelled yet: its memory is counted, but no cost model can time it",
+                    key,
+                    "tensor_parallel_size alone can be timed",
+                )
+
+    def _stored(self) -> ModelSpec:
+        """The model with weights and KV in the format that is asked for."""
+        model, source = self.model, self.scenario.source
+        method = self.scenario.cluster.quantization
+        keys, kv_key = self._own("kv")
+        try:
+            model = model if method is None else model.with_quantization(method)
+            return model.with_kv_cache_dtype(keys.kv_cache_dtype)
+        except InputError as error:
+            key = ("cluster", "quantization") if error.key == "quantization" else (*kv_key, "kv_cache_dtype")
+            raise source.error(error.problem, key, error.hint) from None
 
     def _name(self, seat: str) -> str:
         keys, _ = self._own(seat)
@@ -301,17 +341,18 @@ class _PoolResolver:
             "kv_cache_memory_bytes": keys.kv_cache_memory_bytes,
         }
 
-    def _kv(self, gpu: Gpu, ranks: int, scheduler: Any) -> tuple[Any, KVLedger]:
+    def _kv(self, model: ModelSpec, gpu: Gpu, layout: Layout, scheduler: Any) -> tuple[Any, KVLedger]:
         kv, key = self._seat("kv", block_size=self.preset.block_size)
         memory = self._memory()
         try:
             ledger = kv_ledger(
-                self.model,
+                model,
                 gpu,
-                tensor_parallel_size=ranks,
+                layout,
                 max_num_batched_tokens=scheduler.max_num_batched_tokens,
                 max_num_seqs=scheduler.max_num_seqs,
                 block_size=kv.block_size,
+                engine=self.preset.memory,
                 **memory,
             )
         except InputError as error:  # it does not fit: because of what kv asks for, or of the model itself
@@ -336,7 +377,7 @@ def _written_out(
         keys |= {"cluster": cluster | own} | {name: pool.keys[name] for name in seats.TABLES}
         files |= {(key if key[0] in seats.TABLES else ("cluster", *key)): path for key, path in pool.files.items()}
     else:
-        for name in ("gpu", "replicas", "tensor_parallel_size"):
+        for name in ("gpu", "replicas", *LAYOUT):
             del cluster[name]
         keys["cluster"] = cluster | {"pools": [dict(pool.keys) for pool in pools]}
         for idx, pool in enumerate(pools):
@@ -403,7 +444,9 @@ def _generate(scenario: Scenario, keys: dict[str, Any]) -> Trace:
     return trace
 
 
-def _notes(scenario: Scenario, pools: tuple[ResolvedPool, ...], max_model_len: int) -> Iterator[str]:
+def _notes(scenario: Scenario, model: ModelSpec, pools: tuple[ResolvedPool, ...], max_model_len: int) -> Iterator[str]:
+    if model.kinds & {"sliding"}:
+        yield f"sliding windows of {model.name}: KV behind them is kept (vLLM frees it, and holds more requests)"
     for resolved in pools:
         name = "" if resolved.pool.role == "mixed" else f"{resolved.pool.role} pool: "
         generic = getattr(resolved.pool.cost, "generic_operators", ())

@@ -250,3 +250,28 @@ def test_a_reader_that_goes_away_is_no_error(scenario: Path) -> None:
         process.stdin.close()  # now it prints, into a pipe that nobody reads
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+# ---- memory
+
+
+def test_memory_counts_what_each_gpu_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    """DeepSeek-V3 on 32 GPUs, which no cost model can time yet: 26 GB of weights each, latent KV whole on each."""
+    kvsim_exits(0, "memory", "deepseek-v3", "-tp", "8", "-dp", "4", "-ep")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "deepseek-v3: 671.03 B parameters (36.63 B per token), 61 layers"
+    assert lines[2] == "  each GPU: 61 layers, 26.06 GB of weights, 70272 bytes of KV a token"
+    assert lines[-1].endswith("tokens per data-parallel rank")
+
+
+def test_memory_counts_a_state_too(capsys: pytest.CaptureFixture[str]) -> None:
+    kvsim_exits(0, "memory", "qwen3-next-80b-a3b", "-tp", "2")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Layers with a state of constant size: 19.8 MB per request and GPU.")
+
+
+def test_memory_says_why_a_layout_is_impossible(capsys: pytest.CaptureFixture[str]) -> None:
+    kvsim_exits(2, "memory", "llama-3.1-8b", "-tp", "3")
+    assert capsys.readouterr().err == (
+        "Error: tensor_parallel_size: llama-3.1-8b: 3 ranks cannot share 32 attention heads; it must divide them\n"
+    )
