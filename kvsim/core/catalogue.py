@@ -64,7 +64,8 @@ def build(cls: type[T], table: Mapping[str, Any], path: Path, *, within: str = "
                 raise InputError("missing key", file=path, key=prefix + name, hint=f"needed: {needed}")
         elif not fits(table[name]):
             raise InputError(f"{table[name]!r} is not allowed", file=path, key=prefix + name, hint=f"needed: {needed}")
-    floats = {name: float(table[name]) for name, field in known.items() if field.type is float and name in table}
+    of_floats = (float, float | None)
+    floats = {name: float(table[name]) for name, field in known.items() if field.type in of_floats and name in table}
     return cls(**{**table, **floats})
 
 
@@ -82,6 +83,7 @@ _KINDS: dict[Any, tuple[str, Callable[[object], bool]]] = {
     bool: ("true or false", lambda value: isinstance(value, bool)),
     str: ("text", lambda value: isinstance(value, str)),
 }
+_KINDS |= {int | None: _KINDS[int], float | None: _KINDS[float]}  # may be left out
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

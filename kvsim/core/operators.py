@@ -1,0 +1,127 @@
+"""The operators of a transformer layer: what one call moves and computes, and the axes its utilisation depends on.
+
+Each function takes numbers or arrays of calls and returns a ``Call``: the bound that the data sheet sets
+(``max(flops / peak, bytes / bandwidth)`` plus a constant for starting a kernel), and coordinates for a ``Surface``.
+What is constant here only shapes the surface: the fit divides by it, the prediction multiplies with it.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from kvsim.core.errors import InputError
+from kvsim.core.hardware import Gpu
+from kvsim.core.surface import Call, Floats
+
+START_S: Final = 3e-6
+"""Seconds that even an empty kernel takes, back to back: a floor under the bounds, about what every GPU measures."""
+
+TILES: Final = ((64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
+"""Output tiles (rows, columns) whose last, partly idle wave over the SMs shows in measured GEMM times."""
+
+
+class NumberFormat(NamedTuple):
+    """How a GEMM's operands are stored, in bytes per value, and which peak of the GPU it computes with."""
+
+    weight_bytes: float
+    input_bytes: float
+    peak: str
+
+
+FORMATS: Final[Mapping[str, NumberFormat]] = MappingProxyType(
+    {
+        "bfloat16": NumberFormat(2, 2, "bf16_flops_per_s"),
+        "fp8": NumberFormat(1, 1, "fp8_flops_per_s"),  # one scale per tensor or row
+        "fp8_block": NumberFormat(1 + 4 / 128**2, 1 + 4 / 128, "fp8_flops_per_s"),  # 128 x 128 and 1 x 128 scales
+        "nvfp4": NumberFormat(0.5 + 1 / 16, 0.5 + 1 / 16, "fp4_flops_per_s"),  # an 8-bit scale per 16 values
+        "int8": NumberFormat(1, 1, "int8_ops_per_s"),
+        "int8_weight": NumberFormat(1, 2, "bf16_flops_per_s"),
+        "int4_weight": NumberFormat(0.5 + 2 / 128, 2, "bf16_flops_per_s"),  # a 16-bit scale per 128 values
+        "mxfp4_weight": NumberFormat(0.5 + 1 / 32, 2, "bf16_flops_per_s"),  # an 8-bit scale per 32 values
+    }
+)
+"""Number formats of weights and inputs. Sources of the block sizes: OCP MX 1.0, NVIDIA NVFP4, DeepSeek-V3 (arXiv
+2412.19437) for fp8_block, AWQ and GPTQ's usual group of 128 for int4."""
+
+
+def peak_flops_per_s(gpu: Gpu, number_format: str) -> float:
+    """The GPU's dense peak for a number format. Raises InputError if its data sheet has none."""
+    name = FORMATS[number_format].peak
+    peak: float | None = getattr(gpu, name)
+    if peak is None:
+        raise InputError(f"{gpu.name} does not compute {number_format}", hint=f"its data file has no {name}")
+    return peak
+
+
+def gemm(gpu: Gpu, m: Floats, n: Floats, k: Floats, number_format: str = "bfloat16") -> Call:
+    """y[m, n] = x[m, k] W[n, k]^T: 2 m n k FLOPs; weights, input and 16-bit output cross the memory once.
+
+    Coordinates ``waves_a x b`` and ``ragged_a x b``: how often tiles of a rows and b columns fill the SMs, and by
+    how much the last, partly idle wave stretches that (1 to 2; 1 below half a wave).
+    """
+    form = FORMATS[number_format]
+    m, n, k = np.broadcast_arrays(np.asarray(m, np.float64), np.asarray(n, np.float64), np.asarray(k, np.float64))
+    moved = form.weight_bytes * n * k + form.input_bytes * m * k + 2 * m * n
+    arithmetic_s = 2 * m * n * k / peak_flops_per_s(gpu, number_format)
+    coordinates: dict[str, Floats] = {"m": m, "n": n, "k": k}
+    for rows, columns in TILES:
+        waves = np.ceil(m / rows) * np.ceil(n / columns) / gpu.sm_count
+        coordinates[f"waves_{rows}x{columns}"] = waves
+        coordinates[f"ragged_{rows}x{columns}"] = np.where(waves > 0.5, np.ceil(waves) / waves, 1.0)
+    return Call(np.maximum(arithmetic_s, moved / gpu.hbm_bytes_per_s) + START_S, coordinates)
+
+
+def prefill_attention(
+    gpu: Gpu,
+    pairs: Floats,
+    query_tokens: Floats,
+    kv_tokens: Floats,
+    requests: Floats,
+    heads: int | Floats,
+    kv_heads: int | Floats,
+    head_dim: int | Floats,
+    kv_value_bytes: float = 2,
+) -> Call:
+    """Chunks of prompts against themselves and what lies before them, in 16-bit arithmetic.
+
+    ``pairs``: query-key pairs that causality leaves, summed over the requests (chunk x context + chunk^2 / 2); each
+    is two multiply-adds per head and dimension. ``kv_tokens``: context and chunk together. KV, queries and outputs
+    cross the memory once. Coordinates: ``span``, mean keys per request; ``rows``, sequences of that length that the
+    queries of all heads would fill; ``group``, query heads per KV head.
+    """
+    moved = 2 * kv_value_bytes * kv_heads * head_dim * kv_tokens + 4 * heads * head_dim * query_tokens
+    arithmetic_s = 4 * heads * head_dim * pairs / gpu.bf16_flops_per_s
+    span = kv_tokens / requests
+    coordinates = {
+        "span": span,
+        "rows": query_tokens * heads / span,
+        "group": np.broadcast_to(np.asarray(heads / np.asarray(kv_heads, np.float64)), np.shape(span)),
+    }
+    return Call(np.maximum(arithmetic_s, moved / gpu.hbm_bytes_per_s) + START_S, coordinates)
+
+
+def decode_attention(
+    gpu: Gpu,
+    kv_tokens: Floats,
+    requests: Floats,
+    heads: int | Floats,
+    kv_heads: int | Floats,
+    head_dim: int | Floats,
+    kv_value_bytes: float = 2,
+) -> Call:
+    """One query per request against its KV, summed over the requests: bound by reading KV.
+
+    Coordinates: ``span``, mean keys per request; ``sequences``, requests x KV heads; ``group``, query heads per KV
+    head; ``cache``, KV bytes over the size of the L2 cache.
+    """
+    kv_bytes = 2 * kv_value_bytes * kv_heads * head_dim * kv_tokens
+    moved = kv_bytes + 4 * heads * head_dim * requests
+    coordinates = {
+        "span": kv_tokens / requests,
+        "sequences": requests * kv_heads,
+        "group": np.broadcast_to(np.asarray(heads / np.asarray(kv_heads, np.float64)), np.shape(kv_tokens)),
+        "cache": kv_bytes / gpu.l2_bytes,
+    }
+    return Call(moved / gpu.hbm_bytes_per_s + START_S, coordinates)
