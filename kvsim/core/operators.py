@@ -13,13 +13,16 @@ import numpy as np
 
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu
-from kvsim.core.surface import Call, Floats
+from kvsim.core.surface import Call, Floats, Numbers
 
 START_S: Final = 3e-6
 """Seconds that even an empty kernel takes, back to back: a floor under the bounds, about what every GPU measures."""
 
 TILES: Final = ((64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 """Output tiles (rows, columns) whose last, partly idle wave over the SMs shows in measured GEMM times."""
+
+TILE_ROWS: Final = (64, 128, 256)
+"""Heights of tiles that are filled up with nothing when m is no multiple of them."""
 
 
 class NumberFormat(NamedTuple):
@@ -46,30 +49,32 @@ FORMATS: Final[Mapping[str, NumberFormat]] = MappingProxyType(
 2412.19437) for fp8_block, AWQ and GPTQ's usual group of 128 for int4."""
 
 
-def peak_flops_per_s(gpu: Gpu, number_format: str) -> float:
-    """The GPU's dense peak for a number format. Raises InputError if its data sheet has none."""
-    name = FORMATS[number_format].peak
-    peak: float | None = getattr(gpu, name)
-    if peak is None:
-        raise InputError(f"{gpu.name} does not compute {number_format}", hint=f"its data file has no {name}")
-    return peak
+def figure(gpu: Gpu, name: str) -> float:
+    """A figure of the data sheet that not every data file has. Raises InputError if this one has not."""
+    value: float | None = getattr(gpu, name)
+    if value is None:
+        raise InputError(f"{gpu.name} has no {name}", hint="add it to the GPU's data file, or choose another format")
+    return value
 
 
-def gemm(gpu: Gpu, m: Floats, n: Floats, k: Floats, number_format: str = "bfloat16") -> Call:
+def gemm(gpu: Gpu, m: Numbers, n: Numbers, k: Numbers, number_format: str = "bfloat16") -> Call:
     """y[m, n] = x[m, k] W[n, k]^T: 2 m n k FLOPs; weights, input and 16-bit output cross the memory once.
 
     Coordinates ``waves_a x b`` and ``ragged_a x b``: how often tiles of a rows and b columns fill the SMs, and by
     how much the last, partly idle wave stretches that (1 to 2; 1 below half a wave).
     """
     form = FORMATS[number_format]
-    m, n, k = np.broadcast_arrays(np.asarray(m, np.float64), np.asarray(n, np.float64), np.asarray(k, np.float64))
+    m, n, k = np.broadcast_arrays(*(np.asarray(size, np.float64) for size in (m, n, k)))
     moved = form.weight_bytes * n * k + form.input_bytes * m * k + 2 * m * n
-    arithmetic_s = 2 * m * n * k / peak_flops_per_s(gpu, number_format)
+    arithmetic_s = 2 * m * n * k / figure(gpu, form.peak)
+    sm_count = figure(gpu, "sm_count")
     coordinates: dict[str, Floats] = {"m": m, "n": n, "k": k}
     for rows, columns in TILES:
-        waves = np.ceil(m / rows) * np.ceil(n / columns) / gpu.sm_count
+        waves = np.ceil(m / rows) * np.ceil(n / columns) / sm_count
         coordinates[f"waves_{rows}x{columns}"] = waves
         coordinates[f"ragged_{rows}x{columns}"] = np.where(waves > 0.5, np.ceil(waves) / waves, 1.0)
+    for rows in TILE_ROWS:
+        coordinates[f"padded_{rows}"] = np.where(m > rows, np.ceil(m / rows) * rows / m, 1.0)
     return Call(np.maximum(arithmetic_s, moved / gpu.hbm_bytes_per_s) + START_S, coordinates)
 
 
@@ -79,10 +84,10 @@ def prefill_attention(
     query_tokens: Floats,
     kv_tokens: Floats,
     requests: Floats,
-    heads: int | Floats,
-    kv_heads: int | Floats,
-    head_dim: int | Floats,
-    kv_value_bytes: float = 2,
+    heads: Numbers,
+    kv_heads: Numbers,
+    head_dim: Numbers,
+    kv_value_bytes: Numbers = 2,
 ) -> Call:
     """Chunks of prompts against themselves and what lies before them, in 16-bit arithmetic.
 
@@ -106,10 +111,10 @@ def decode_attention(
     gpu: Gpu,
     kv_tokens: Floats,
     requests: Floats,
-    heads: int | Floats,
-    kv_heads: int | Floats,
-    head_dim: int | Floats,
-    kv_value_bytes: float = 2,
+    heads: Numbers,
+    kv_heads: Numbers,
+    head_dim: Numbers,
+    kv_value_bytes: Numbers = 2,
 ) -> Call:
     """One query per request against its KV, summed over the requests: bound by reading KV.
 
@@ -122,6 +127,8 @@ def decode_attention(
         "span": kv_tokens / requests,
         "sequences": requests * kv_heads,
         "group": np.broadcast_to(np.asarray(heads / np.asarray(kv_heads, np.float64)), np.shape(kv_tokens)),
-        "cache": kv_bytes / gpu.l2_bytes,
+        "requests": requests,
+        "kv_heads": np.broadcast_to(np.asarray(kv_heads, np.float64), np.shape(kv_tokens)),
+        "cache": kv_bytes / figure(gpu, "l2_bytes"),
     }
     return Call(moved / gpu.hbm_bytes_per_s + START_S, coordinates)

@@ -7,7 +7,7 @@ or in an array.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from kvsim.core.errors import InputError
 
 Floats = NDArray[np.float64]
+Numbers = float | NDArray[np.float64] | NDArray[np.int64]
+"""A number for all calls, or one for each."""
 
 
 class Call(NamedTuple):
@@ -36,7 +38,7 @@ def octave(x: Floats) -> Floats:
     [0.0, 0.5, 1.0, 1.5, 2.0]
     """
     mantissa, exponent = np.frexp(x)
-    return exponent + (2.0 * mantissa - 2.0)  # type: ignore[no-any-return]
+    return exponent + (2.0 * mantissa - 2.0)
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,14 @@ class Surface:
 class SurfaceFile:
     """What was measured on one GPU with one engine: surfaces by operator kind and variant (``gemm/bfloat16``).
 
-    ``stream_bytes_per_s`` is the memory bandwidth that weights much larger than the L2 cache were read with.
+    ``stream_share`` is the share of the data sheet's memory bandwidth with which weights much larger than the L2 cache
+    were read.
     """
 
     gpu: str
     engine: str
     source: str
-    stream_bytes_per_s: float
+    stream_share: float
     surfaces: Mapping[str, Surface] = field(default_factory=dict)
 
 
@@ -136,7 +139,7 @@ def write_surfaces(file: SurfaceFile) -> str:
         for name, surface in file.surfaces.items()
     }
     head = {"gpu": file.gpu, "engine": file.engine, "source": file.source}
-    stream = {"stream_bytes_per_s": float(f"{file.stream_bytes_per_s:.4g}")}
+    stream = {"stream_share": round(file.stream_share, 4)}
     lines = [f"{json.dumps(name)}: {json.dumps(surface, separators=(',', ':'))}" for name, surface in surfaces.items()]
     opening = json.dumps(head | stream)[:-1]
     return f'{opening},\n"surfaces": {{\n' + ",\n".join(lines) + "\n}}\n"
@@ -159,12 +162,12 @@ def read_surfaces(path: Path) -> SurfaceFile:
                 float(table["spread"]),
                 int(table["rows"]),
             )
-        key = "gpu, engine, source, stream_bytes_per_s"
+        key = "gpu, engine, source, stream_share"
         return SurfaceFile(
             str(tables["gpu"]),
             str(tables["engine"]),
             str(tables["source"]),
-            float(tables["stream_bytes_per_s"]),
+            float(tables["stream_share"]),
             surfaces,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -190,4 +193,4 @@ def _factor(table: Mapping[str, Any]) -> Factor:
 
 
 def _ascending(knots: Sequence[float]) -> bool:
-    return knots[0] > 0 and all(low < high for low, high in zip(knots, knots[1:], strict=False))
+    return knots[0] > 0 and all(low < high for low, high in pairwise(knots))

@@ -93,7 +93,7 @@ class RooflineStep:
                 raise InputError(
                     f"{gpu.name}: unknown operator kind", key=f"efficiency.{kind}", hint=f"known: {', '.join(GENERIC)}"
                 )
-        operators = _Operators(cost, model, gpu, tensor_parallel_size)
+        operators = Operators(cost.host_step_s, model, gpu, tensor_parallel_size)
         self.generic_operators = tuple(kind for kind in GENERIC if kind not in gpu.efficiency)
         self._operators = operators
         self._linear_s: dict[int, float] = {}
@@ -165,10 +165,10 @@ class RooflineStep:
         return self._linear_s[tokens] + self._head_s[sampled]
 
 
-class _Operators:
+class Operators:
     """The operators of one rank whose cost depends on a number of tokens alone: arrays of counts to arrays of s."""
 
-    def __init__(self, cost: Roofline, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
+    def __init__(self, host_step_s: float, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
         tp = tensor_parallel_size
         for what, size in (("attention heads", model.heads), ("MLP columns", model.intermediate_size)):
             if size % tp:
@@ -177,7 +177,7 @@ class _Operators:
                     key="tensor_parallel_size",
                     hint=f"it must divide {size}",
                 )
-        self.cost, self.model, self.gpu, self.tp = cost, model, gpu, tp
+        self.host_step_s, self.model, self.gpu, self.tp = host_step_s, model, gpu, tp
         self.efficiency = {**GENERIC, **gpu.efficiency}
         self.q_width = model.heads // tp * model.head_dim
         self.kv_width = max(1, model.kv_heads // tp) * model.head_dim
@@ -197,7 +197,7 @@ class _Operators:
             + self.elementwise_s(tokens, 3 * self.mlp_width)  # gated activation: read two, write one
             + 2 * self.all_reduce_s(tokens)
         )
-        return self.model.layers * layer_s + self.cost.host_step_s
+        return self.model.layers * layer_s + self.host_step_s
 
     def head_s(self, sampled: Counts) -> Seconds:
         """Seconds of the LM head for so many sampled positions; the vocabulary is split over the ranks."""

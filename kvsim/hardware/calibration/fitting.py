@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from kvsim.core.operators import TILES
+from kvsim.core.operators import TILE_ROWS, TILES
 from kvsim.core.surface import Call, Factor, Floats, Surface, octave
 from kvsim.hardware.calibration.measured import Samples
 
 Axes = Mapping[str, tuple[float, ...]]
 
 _DIMENSION = (32, 128, 512, 1024, 2048, 4096, 8192, 16384, 65536)
-_WAVES = (0.5, 1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Layout:
 
     utilisation: Axes
     slowdowns: tuple[Axes, ...] = ()
-    smooth: float = 0.3
+    smooth: float = 0.05
 
 
 AXES: Mapping[str, Layout] = {
@@ -35,7 +34,10 @@ AXES: Mapping[str, Layout] = {
             "n": _DIMENSION,
             "k": _DIMENSION,
         },
-        tuple({f"ragged_{a}x{b}": (1, 2), f"waves_{a}x{b}": _WAVES} for a, b in TILES),
+        (
+            *({f"ragged_{a}x{b}": (1, 2), f"waves_{a}x{b}": (0.5, 1, 2, 4)} for a, b in TILES),
+            *({f"padded_{a}": (1, 2), "m": (64, 512, 4096)} for a in TILE_ROWS),
+        ),
     ),
     "prefill_attention": Layout(
         {
@@ -43,19 +45,24 @@ AXES: Mapping[str, Layout] = {
             "rows": (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384),
             "group": (1, 4, 16, 64),
         },
-        smooth=0.1,
+        smooth=0.03,
     ),
     "decode_attention": Layout(
         {
-            "span": (2, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 32768, 131072),
+            "span": (2, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768, 131072),
             "sequences": (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192),
-            "group": (1, 2, 4, 8, 16, 32),
+            "group": (1, 2, 8, 64),
         },
-        ({"cache": (0.125, 0.25, 0.35, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 8)},),
+        (
+            # Beyond L2 size a repeated kernel reads memory; below it, its cache.
+            {"cache": (0.125, 0.25, 0.35, 0.5, 0.7, 1, 1.4, 2, 2.8, 4, 8), "sequences": (1, 16, 128, 1024)},
+            # Several KV heads cost FlashAttention 2 another copy of the output of a batch.
+            {"kv_heads": (1, 2), "requests": (1, 2, 64), "span": (128, 256, 2048)},
+        ),
         smooth=0.03,
     ),
 }
-"""Where the knots of an operator kind lie: dense where kernels change (small m; L2 size), an octave or two apart else."""
+"""Where the knots of an operator kind lie: dense where kernels change (small m, L2 size), octaves apart elsewhere."""
 
 
 def fit(samples: Samples, layout: Layout, rounds: int = 8) -> Surface:
@@ -93,9 +100,7 @@ def fit(samples: Samples, layout: Layout, rounds: int = 8) -> Surface:
         together = spsolve(normal.tocsc(), jacobian.T @ (weights * aim))
         logs = np.split(together, np.cumsum([grid.values.size for grid in grids])[:-1])
         weights = 0.05 / np.maximum(np.abs(target - predicted), 0.02)
-    factors = [
-        Factor(grid.axes, np.exp(log).reshape(grid.values.shape)) for grid, log in zip(grids, logs, strict=True)
-    ]
+    factors = [Factor(grid.axes, np.exp(log).reshape(grid.values.shape)) for grid, log in zip(grids, logs, strict=True)]
     for slowdown in factors[1:]:
         slowdown.values[0] = 1.0  # _to_one has left them there but for rounding
     return Surface(factors[0], tuple(factors[1:]), rows=len(samples.seconds))

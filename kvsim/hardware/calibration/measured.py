@@ -18,6 +18,8 @@ from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu
 from kvsim.core.surface import Call, Floats
 
+SOURCE = "https://github.com/ai-dynamo/aiconfigurator at 095f58a5"
+
 FOLDERS: Mapping[str, str] = {
     "a100-80gb-sxm": "a100_sxm",
     "h100-sxm": "h100_sxm",
@@ -151,12 +153,31 @@ def engines(profiles: Path, gpu_name: str) -> dict[str, Path]:
     return found
 
 
-def samples(folder: Path, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
-    """All that a folder holds: operator/variant and its measured calls."""
-    for name, read in READERS.items():
-        path = folder / f"{name}.parquet"
-        if path.is_file():
-            yield from read(_parquet(path), gpu)
+def samples(folder: Path, gpu: Gpu, only: str = "") -> Iterator[tuple[str, Samples]]:
+    """All that a folder holds whose name begins with ``only``: ``kind/variant`` and its measured calls."""
+    for table, read in READERS.items():
+        path = folder / f"{table}.parquet"
+        kind = read.__name__
+        if path.is_file() and (kind.startswith(only) or only.startswith(kind)):
+            for name, each in read(_parquet(path), gpu):
+                if name.startswith(only):
+                    yield name, each
+
+
+def stream_share(folder: Path, gpu: Gpu) -> float:
+    """Share of the data sheet's memory bandwidth that GEMMs of up to 16 rows reach (95th percentile) with weights four
+    times the L2 cache."""
+    for _, each in samples(folder, gpu, "gemm/bfloat16"):
+        at = each.call.coordinates
+        weight_bytes = 2 * at["n"] * at["k"]
+        rows = (at["m"] <= 16) & (weight_bytes >= 4 * operators.figure(gpu, "l2_bytes"))
+        if rows.any():
+            return float(np.percentile(weight_bytes[rows] / each.seconds[rows], 95)) / gpu.hbm_bytes_per_s
+    return DEFAULT_STREAM_SHARE
+
+
+DEFAULT_STREAM_SHARE = 0.88
+"""Where no large GEMMs were measured: the middle of the GPUs where they were."""
 
 
 def _root(profiles: Path) -> Path:
@@ -179,4 +200,4 @@ def _parquet(path: Path) -> Columns:
     table = pq.read_table(path)
     columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
     rows = columns["latency"] > 0  # below the timer's resolution
-    return {name: values[rows] for name, values in columns.items()}
+    return _rows(columns, rows)

@@ -1,0 +1,341 @@
+"""A step time from operators whose efficiency was measured over their shapes."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import frexp
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvsim.core import operators
+from kvsim.core.errors import InputError
+from kvsim.core.hardware import Gpu
+from kvsim.core.model import ModelSpec
+from kvsim.core.shape import BatchShape
+from kvsim.core.surface import Factor, Surface, SurfaceFile, octave, read_surfaces
+from kvsim.costs.roofline import Counts, Operators, Seconds
+from kvsim.costs.stretch import ARRAY_FROM_STEPS
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Seconds of a step = layers x operators + LM head + host time; an operator takes its data-sheet bound over the
+    utilisation that was measured for its shape, ``max(flops / peak, bytes / bandwidth)`` with a constant for the start.
+
+    GEMMs and attention are priced from surfaces fitted to measured kernels (``engine``: whose kernels; ``surfaces``: a
+    file written by ``kvsim calibrate`` instead of the shipped ones), the other operators, and GPUs without surfaces, by
+    the constants of ``roofline``. Weights and KV are never priced below what memory delivers them in, since between
+    two calls the rest of the model has flushed the cache that a benchmark finds warm.
+
+    Batches of up to ``cuda_graph_tokens`` tokens run as captured CUDA graphs, so linear layers compute the next
+    captured size (vLLM: 1, 2, 4, multiples of 8, from 256 on of 16); 0: no graphs. ``host_step_s`` and
+    ``host_request_s`` as in ``roofline``.
+    """
+
+    engine: str = "vllm"
+    surfaces: Path | None = None
+    cuda_graph_tokens: int = 512
+    host_step_s: float = 1.5e-4
+    host_request_s: float = 0.0
+
+    def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> "CalibratedStep":
+        """Prices for this model on this GPU.
+
+        Raises InputError if the model cannot be split over so many GPUs, the engine was not measured on this GPU, or
+        the surface file cannot be read.
+        """
+        return CalibratedStep(self, model, gpu, tensor_parallel_size)
+
+
+_PRICED_TOGETHER: Final = 256
+_SPANS: Final = np.array(
+    sorted({base * step // 4 for base in (2**i for i in range(22)) for step in (4, 5, 6, 7) if base * step >= 4})
+)
+"""Mean contexts between which decode attention is linear: four to an octave, as integers."""
+
+
+class CalibratedStep:
+    """Prices steps of one model on one kind of GPU.
+
+    ``generic_operators`` names the operator kinds without any measurement of this GPU, ``notes`` what else a user of
+    the result should know: transferred surfaces and shapes beyond the measured ones.
+    """
+
+    longest_last = True  # more context, more time: the pieces below are made so
+
+    __slots__ = (
+        "_decode_pieces",
+        "_head_s",
+        "_host_request_s",
+        "_linear_s",
+        "_operators",
+        "_prefill",
+        "generic_operators",
+        "notes",
+    )
+
+    def __init__(self, cost: Calibrated, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
+        self._operators = _Measured(cost, model, gpu, tensor_parallel_size)
+        self._host_request_s = cost.host_request_s
+        self._linear_s: dict[int, float] = {}
+        self._head_s: dict[int, float] = {0: 0.0}
+        self._decode_pieces: dict[int, tuple[list[int], list[float], list[float]]] = {}
+        self._prefill = self._operators.prefill()
+        self.generic_operators = self._operators.generic_operators()
+        self.notes = self._operators.notes()
+
+    def step_s(self, shape: BatchShape) -> float:
+        """Seconds of one step."""
+        tokens = shape.prefill_tokens
+        decodes = shape.decode_requests
+        try:
+            step_s = self._linear_s[tokens + decodes] + self._head_s[shape.sampled_requests]
+        except KeyError:
+            step_s = self._linear_and_head_s(tokens + decodes, shape.sampled_requests)
+        if tokens:
+            step_s += self._prefill.seconds(shape) + shape.prefill_requests * self._host_request_s
+        if decodes:
+            starts, seconds, slopes = self._decode_pieces.get(decodes) or self._pieces(decodes)
+            context = shape.decode_context_tokens
+            piece = bisect_right(starts, context) - 1
+            step_s += seconds[piece] + (context - starts[piece]) * slopes[piece]
+        return step_s
+
+    def steps_s(self, shape: BatchShape, steps: int) -> Sequence[float] | NDArray[np.float64]:
+        """Seconds of each of ``steps`` decode steps, (steps,): every decode gains a token of context per step."""
+        decodes = shape.decode_requests
+        try:
+            fixed_s = self._linear_s[decodes] + self._head_s[shape.sampled_requests]
+        except KeyError:
+            fixed_s = self._linear_and_head_s(decodes, shape.sampled_requests)
+        starts, seconds, slopes = self._decode_pieces.get(decodes) or self._pieces(decodes)
+        first = shape.decode_context_tokens
+        end = first + steps * decodes
+        piece = bisect_right(starts, first) - 1
+        start, start_s, slope = starts[piece], seconds[piece], slopes[piece]
+        if end - decodes < starts[piece + 1]:  # all on one piece, as most are
+            if steps < ARRAY_FROM_STEPS:
+                return [fixed_s + (start_s + (context - start) * slope) for context in range(first, end, decodes)]
+            together = np.arange(first - start, end - start, decodes, dtype=np.float64)
+            together *= slope
+            together += start_s
+            together += fixed_s
+            return together
+        contexts = np.arange(first, end, decodes)
+        pieces = np.searchsorted(starts, contexts, side="right") - 1
+        found = (contexts - np.array(starts)[pieces]) * np.array(slopes)[pieces]
+        return np.array(seconds)[pieces] + found + fixed_s  # type: ignore[no-any-return]
+
+    def _pieces(self, decodes: int) -> tuple[list[int], list[float], list[float]]:
+        """Decode attention of so many requests, linear in their contexts' sum piece by piece: where a piece starts,
+        seconds there, seconds per token. One start more, out of reach, ends the list."""
+        pieces = self._operators.decode_pieces(decodes)
+        self._decode_pieces[decodes] = pieces
+        return pieces
+
+    def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
+        """A pair of counts of which one is met for the first time: price its neighbours too, in one go."""
+        for known, price, count in (
+            (self._linear_s, self._operators.linear_s, tokens),
+            (self._head_s, self._operators.head_s, sampled),
+        ):
+            if count not in known:
+                first = count - count % _PRICED_TOGETHER
+                counts = np.arange(first, first + _PRICED_TOGETHER)
+                known.update(zip(counts.tolist(), price(np.maximum(counts, 1)).tolist(), strict=True))
+        self._head_s[0] = 0.0  # no sample, no head
+        return self._linear_s[tokens] + self._head_s[sampled]
+
+
+class _Measured(Operators):
+    """The operators of one rank, by surface where there is one, else by the roofline's constants."""
+
+    def __init__(self, cost: Calibrated, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
+        super().__init__(cost.host_step_s, model, gpu, tensor_parallel_size)
+        self.host_request_s = cost.host_request_s
+        self.graph_tokens = cost.cuda_graph_tokens
+        self.file = _surface_file(cost, gpu)
+        self.heads = model.heads // self.tp
+        self.kv_heads = max(1, model.kv_heads // self.tp)
+        self.gemm = self._surface("gemm", "bfloat16")
+        self.prefill_attention = self._surface("prefill_attention", f"{model.head_dim}/bfloat16")
+        self.decode_attention = self._surface("decode_attention", f"{model.head_dim}/bfloat16")
+
+    def linear_s(self, tokens: Counts) -> Seconds:
+        """As the roofline's, at the size of the CUDA graph that runs so many tokens."""
+        return super().linear_s(_graph_sizes(tokens, self.graph_tokens))
+
+    def gemm_s(self, m: Counts, n: int, k: int) -> Seconds:
+        if self.gemm is None or self.file is None:
+            return super().gemm_s(m, n, k)
+        seconds = self.gemm.seconds(operators.gemm(self.gpu, m, n, k))
+        weight_bytes = n * k * self.model.dtype_bytes
+        return np.maximum(seconds, weight_bytes / self._stream_bytes_per_s())
+
+    def decode_pieces(self, decodes: int) -> tuple[list[int], list[float], list[float]]:
+        """See ``CalibratedStep._pieces``."""
+        # A decode attends its context and its own token.
+        starts = (_SPANS - 1) * decodes
+        kv_tokens = (_SPANS * decodes).astype(np.float64)
+        query_host_s = decodes * self.host_request_s
+        layer_s = self._decode_layer_s(kv_tokens, decodes)
+        seconds = [float(layer_s[0]) * self.model.layers + query_host_s]
+        slopes = []
+        for j in range(1, len(starts)):
+            width = int(starts[j] - starts[j - 1])
+            rise_s = float(layer_s[j]) * self.model.layers + query_host_s - seconds[-1]
+            slopes.append(max(rise_s, 0.0) / width)
+            seconds.append(seconds[-1] + width * slopes[-1])  # so that the pieces meet to the last bit
+        return starts.tolist(), seconds, slopes
+
+    def _decode_layer_s(self, kv_tokens: Seconds, decodes: int) -> Seconds:
+        model, gpu = self.model, self.gpu
+        requests = np.full(len(kv_tokens), float(decodes))
+        kv_bytes = 2 * self.kv_width * model.dtype_bytes * kv_tokens
+        if self.decode_attention is None or self.file is None:
+            fitted = self.efficiency["decode_attention"]
+            query_bytes = 2 * self.q_width * model.dtype_bytes * decodes
+            flops = 4 * self.q_width * kv_tokens
+            byte_s = (kv_bytes + query_bytes) / (gpu.hbm_bytes_per_s * fitted.memory)
+            return np.maximum(byte_s, flops / (gpu.bf16_flops_per_s * fitted.compute)) + fitted.fixed_s
+        call = operators.decode_attention(gpu, kv_tokens, requests, self.heads, self.kv_heads, model.head_dim)
+        return np.maximum(self.decode_attention.seconds(call), kv_bytes / self._stream_bytes_per_s())
+
+    def prefill(self) -> "_Prefill":
+        """Prefill attention of all layers."""
+        return _Prefill(self, self.prefill_attention)
+
+    def generic_operators(self) -> tuple[str, ...]:
+        """Operator kinds priced by constants of no GPU in particular."""
+        measured = {
+            "gemm": self.gemm,
+            "prefill_attention": self.prefill_attention,
+            "decode_attention": self.decode_attention,
+        }
+        return tuple(kind for kind in self.efficiency if measured.get(kind) is None and kind not in self.gpu.efficiency)
+
+    def notes(self) -> tuple[str, ...]:
+        """What was transferred or extrapolated."""
+        if self.file is None:
+            return (f"no measured surfaces of {self.gpu.name}: three constants per operator",)
+        notes = []
+        if self.file.gpu != self.gpu.name:
+            notes.append(f"{self.gpu.name}: utilisation measured on {self.file.gpu}, bounds of its own data sheet")
+        if self.gemm is not None:
+            for n, k in self._weights():
+                call = operators.gemm(self.gpu, np.array([1.0]), n, k)
+                if bool(self.gemm.extrapolated(call).any()):
+                    notes.append(f"a GEMM with weights {n} x {k} lies beyond those measured: utilisation of the edge")
+        return tuple(notes)
+
+    def _weights(self) -> tuple[tuple[int, int], ...]:
+        hidden = self.model.hidden_size
+        head = -(-self.model.vocab_size // self.tp)
+        q_width, kv_width, mlp_width = self.q_width, self.kv_width, self.mlp_width
+        return (
+            (q_width + 2 * kv_width, hidden),
+            (hidden, q_width),
+            (2 * mlp_width, hidden),
+            (hidden, mlp_width),
+            (head, hidden),
+        )
+
+    def _stream_bytes_per_s(self) -> float:
+        """What memory delivers, in proportion to the data sheet as on the GPU that was measured."""
+        assert self.file is not None
+        return self.file.stream_share * self.gpu.hbm_bytes_per_s
+
+    def _surface(self, kind: str, variant: str) -> Surface | None:
+        """The surface of a variant; for a head size that was not measured, that of the nearest."""
+        if self.file is None:
+            return None
+        known = {name.removeprefix(f"{kind}/"): s for name, s in self.file.surfaces.items() if name.startswith(kind)}
+        if variant in known or not known or "/" not in variant:
+            return known.get(variant)
+        size, _, form = variant.partition("/")
+        sizes = sorted((abs(int(name.partition("/")[0]) - int(size)), name) for name in known if name.endswith(form))
+        return known[sizes[0][1]] if sizes else None
+
+
+class _Prefill:
+    """Prefill attention of all layers for one step at a time: the surface, sliced at this model's heads."""
+
+    def __init__(self, measured: _Measured, surface: Surface | None) -> None:
+        model, gpu = measured.model, measured.gpu
+        layers = model.layers
+        value_bytes = model.dtype_bytes
+        pair_flops = 4 * measured.q_width
+        kv_bytes, query_bytes = 2 * measured.kv_width * value_bytes, 2 * measured.q_width * value_bytes
+        self._heads = measured.heads
+        compute, memory, self._fixed_s = 1.0, 1.0, operators.START_S * layers
+        if surface is None:
+            fitted = measured.efficiency["prefill_attention"]
+            compute, memory, self._fixed_s = fitted.compute, fitted.memory, fitted.fixed_s * layers
+        self._pair_s = pair_flops * layers / (gpu.bf16_flops_per_s * compute)
+        self._kv_token_s = kv_bytes * layers / (gpu.hbm_bytes_per_s * memory)
+        self._query_token_s = query_bytes * layers / (gpu.hbm_bytes_per_s * memory)
+        self._spans, self._rows, self._utilisation = _slice(
+            surface.utilisation if surface else None, measured.heads / measured.kv_heads
+        )
+
+    def seconds(self, shape: BatchShape) -> float:
+        """Seconds of the chunks of a step, layers together."""
+        tokens = shape.prefill_tokens
+        kv_tokens = shape.prefill_context_tokens + tokens
+        arithmetic_s = (shape.prefill_chunk_contexts + shape.prefill_chunk_squares / 2) * self._pair_s
+        memory_s = kv_tokens * self._kv_token_s + tokens * self._query_token_s
+        bound_s = (arithmetic_s if arithmetic_s > memory_s else memory_s) + self._fixed_s
+        span = kv_tokens / shape.prefill_requests
+        i, right = _place(self._spans, span)
+        j, up = _place(self._rows, tokens * self._heads / span)
+        low, high = self._utilisation[i], self._utilisation[i + 1]
+        below = low[j] + (high[j] - low[j]) * right
+        above = low[j + 1] + (high[j + 1] - low[j + 1]) * right
+        return bound_s / (below + (above - below) * up)
+
+
+def _slice(utilisation: Factor | None, group: float) -> tuple[list[float], list[float], list[list[float]]]:
+    """Knots of span and of rows as octaves, and the utilisation over both for one group of heads."""
+    if utilisation is None:
+        return [0.0, 1.0], [0.0, 1.0], [[1.0, 1.0], [1.0, 1.0]]
+    spans, rows = utilisation.axes["span"], utilisation.axes["rows"]
+    span, row = (each.ravel() for each in np.meshgrid(np.array(spans), np.array(rows), indexing="ij"))
+    values = utilisation.at({"span": span, "rows": row, "group": np.full(len(span), group)})
+    return octave(np.array(spans)).tolist(), octave(np.array(rows)).tolist(), values.reshape(len(spans), -1).tolist()
+
+
+def _place(places: Sequence[float], x: float) -> tuple[int, float]:
+    """The piece between knots in which ``octave(x)`` lies, and how far right in it, 0 to 1; the edge beyond them."""
+    mantissa, exponent = frexp(x)
+    place = exponent + (2.0 * mantissa - 2.0)
+    if place <= places[0]:
+        return 0, 0.0
+    if place >= places[-1]:
+        return len(places) - 2, 1.0
+    piece = bisect_right(places, place) - 1
+    return piece, (place - places[piece]) / (places[piece + 1] - places[piece])
+
+
+def _graph_sizes(tokens: Counts, largest: int) -> Counts:
+    """Tokens that a captured CUDA graph computes for so many; beyond ``largest`` there is none.
+
+    Source: vLLM, ``cudagraph_capture_sizes`` of ``vllm/config``: 1, 2, 4, then every 8, from 256 on every 16.
+    """
+    size = np.where(tokens > 256, -(-tokens // 16) * 16, -(-tokens // 8) * 8)
+    for small in (4, 2, 1):
+        size = np.where(tokens <= small, small, size)
+    return np.where(tokens <= largest, size, tokens)
+
+
+def _surface_file(cost: Calibrated, gpu: Gpu) -> SurfaceFile | None:
+    if cost.surfaces is not None:
+        return read_surfaces(cost.surfaces)
+    if not gpu.surfaces:
+        return None
+    if cost.engine not in gpu.surfaces:
+        known = ", ".join(sorted(gpu.surfaces))
+        raise InputError(f"{cost.engine!r} was not measured on {gpu.name}", key="engine", hint=f"known: {known}")
+    return read_surfaces(gpu.surfaces[cost.engine])
