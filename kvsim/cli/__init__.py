@@ -22,6 +22,7 @@ from kvsim.core.errors import InputError
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 COMMANDS = {
+    "calibrate": ("calibrate:calibrate", "Fit efficiency surfaces to measured operator times."),
     "list": ("inspect:list_", "List what a scenario can name."),
     "plot": ("inspect:plot", "Draw the figures of a result folder."),
     "run": ("run:run", "Simulate a scenario."),

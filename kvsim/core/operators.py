@@ -60,21 +60,23 @@ def figure(gpu: Gpu, name: str) -> float:
 def gemm(gpu: Gpu, m: Numbers, n: Numbers, k: Numbers, number_format: str = "bfloat16") -> Call:
     """y[m, n] = x[m, k] W[n, k]^T: 2 m n k FLOPs; weights, input and 16-bit output cross the memory once.
 
-    Coordinates ``waves_a x b`` and ``ragged_a x b``: how often tiles of a rows and b columns fill the SMs, and by
-    how much the last, partly idle wave stretches that (1 to 2; 1 below half a wave).
+    Coordinates beside m, n and k: ``waves_AxB`` and ``ragged_AxB``, how often tiles of A rows and B columns fill the
+    SMs, and by how much the last, partly idle wave stretches that (1 to 2; 1 below half a wave); ``padded_A``, the
+    rows of whole tiles over m (1 to 2; 1 if one tile holds them).
     """
     form = FORMATS[number_format]
-    m, n, k = np.broadcast_arrays(*(np.asarray(size, np.float64) for size in (m, n, k)))
-    moved = form.weight_bytes * n * k + form.input_bytes * m * k + 2 * m * n
-    arithmetic_s = 2 * m * n * k / figure(gpu, form.peak)
+    sizes: list[Floats] = [np.asarray(size, np.float64) for size in (m, n, k)]
+    rows, columns, depth = np.broadcast_arrays(*sizes)
+    moved = form.weight_bytes * columns * depth + form.input_bytes * rows * depth + 2 * rows * columns
+    arithmetic_s = 2 * rows * columns * depth / figure(gpu, form.peak)
     sm_count = figure(gpu, "sm_count")
-    coordinates: dict[str, Floats] = {"m": m, "n": n, "k": k}
-    for rows, columns in TILES:
-        waves = np.ceil(m / rows) * np.ceil(n / columns) / sm_count
-        coordinates[f"waves_{rows}x{columns}"] = waves
-        coordinates[f"ragged_{rows}x{columns}"] = np.where(waves > 0.5, np.ceil(waves) / waves, 1.0)
-    for rows in TILE_ROWS:
-        coordinates[f"padded_{rows}"] = np.where(m > rows, np.ceil(m / rows) * rows / m, 1.0)
+    coordinates: dict[str, Floats] = {"m": rows, "n": columns, "k": depth}
+    for high, wide in TILES:
+        waves = np.ceil(rows / high) * np.ceil(columns / wide) / sm_count
+        coordinates[f"waves_{high}x{wide}"] = waves
+        coordinates[f"ragged_{high}x{wide}"] = np.where(waves > 0.5, np.ceil(waves) / waves, 1.0)
+    for high in TILE_ROWS:
+        coordinates[f"padded_{high}"] = np.where(rows > high, np.ceil(rows / high) * high / rows, 1.0)
     return Call(np.maximum(arithmetic_s, moved / gpu.hbm_bytes_per_s) + START_S, coordinates)
 
 

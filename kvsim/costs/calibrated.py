@@ -1,7 +1,7 @@
 """A step time from operators whose efficiency was measured over their shapes."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import frexp
 from pathlib import Path
@@ -50,7 +50,12 @@ class Calibrated:
         return CalibratedStep(self, model, gpu, tensor_parallel_size)
 
 
+Pieces = tuple[list[int], list[float], list[float]]
+"""Decode attention for one number of requests, linear in the sum of their contexts piece by piece: where a piece
+starts, seconds there, seconds per token. One start more, out of reach, ends the list."""
+
 _PRICED_TOGETHER: Final = 256
+_PIECED_TOGETHER: Final = 32
 _SPANS: Final = np.array(
     sorted({base * step // 4 for base in (2**i for i in range(22)) for step in (4, 5, 6, 7) if base * step >= 4})
 )
@@ -82,7 +87,7 @@ class CalibratedStep:
         self._host_request_s = cost.host_request_s
         self._linear_s: dict[int, float] = {}
         self._head_s: dict[int, float] = {0: 0.0}
-        self._decode_pieces: dict[int, tuple[list[int], list[float], list[float]]] = {}
+        self._decode_pieces: dict[int, Pieces] = {}
         self._prefill = self._operators.prefill()
         self.generic_operators = self._operators.generic_operators()
         self.notes = self._operators.notes()
@@ -129,12 +134,12 @@ class CalibratedStep:
         found = (contexts - np.array(starts)[pieces]) * np.array(slopes)[pieces]
         return np.array(seconds)[pieces] + found + fixed_s  # type: ignore[no-any-return]
 
-    def _pieces(self, decodes: int) -> tuple[list[int], list[float], list[float]]:
-        """Decode attention of so many requests, linear in their contexts' sum piece by piece: where a piece starts,
-        seconds there, seconds per token. One start more, out of reach, ends the list."""
-        pieces = self._operators.decode_pieces(decodes)
-        self._decode_pieces[decodes] = pieces
-        return pieces
+    def _pieces(self, decodes: int) -> "Pieces":
+        """A number of decodes that is met for the first time: price its neighbours too, in one go."""
+        first = max(1, decodes - decodes % _PIECED_TOGETHER)
+        counts = np.arange(first, decodes - decodes % _PIECED_TOGETHER + _PIECED_TOGETHER)
+        self._decode_pieces.update(zip(counts.tolist(), self._operators.decode_pieces(counts), strict=True))
+        return self._decode_pieces[decodes]
 
     def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
         """A pair of counts of which one is met for the first time: price its neighbours too, in one go."""
@@ -169,39 +174,46 @@ class _Measured(Operators):
         return super().linear_s(_graph_sizes(tokens, self.graph_tokens))
 
     def gemm_s(self, m: Counts, n: int, k: int) -> Seconds:
-        if self.gemm is None or self.file is None:
+        if self.gemm is None:
             return super().gemm_s(m, n, k)
         seconds = self.gemm.seconds(operators.gemm(self.gpu, m, n, k))
         weight_bytes = n * k * self.model.dtype_bytes
         return np.maximum(seconds, weight_bytes / self._stream_bytes_per_s())
 
-    def decode_pieces(self, decodes: int) -> tuple[list[int], list[float], list[float]]:
-        """See ``CalibratedStep._pieces``."""
+    def decode_pieces(self, decodes: Counts) -> Iterator["Pieces"]:
+        """Decode attention of all layers for each number of requests (c,), with their host time."""
         # A decode attends its context and its own token.
-        starts = (_SPANS - 1) * decodes
-        kv_tokens = (_SPANS * decodes).astype(np.float64)
-        query_host_s = decodes * self.host_request_s
-        layer_s = self._decode_layer_s(kv_tokens, decodes)
-        seconds = [float(layer_s[0]) * self.model.layers + query_host_s]
-        slopes = []
+        starts = np.outer(_SPANS - 1, decodes)
+        totals_s = self.model.layers * self._decode_layer_s(np.outer(_SPANS, decodes), decodes)
+        totals_s += decodes * self.host_request_s
+        seconds, slopes = [totals_s[0]], []
         for j in range(1, len(starts)):
-            width = int(starts[j] - starts[j - 1])
-            rise_s = float(layer_s[j]) * self.model.layers + query_host_s - seconds[-1]
-            slopes.append(max(rise_s, 0.0) / width)
+            width = starts[j] - starts[j - 1]
+            slopes.append(np.maximum(totals_s[j] - seconds[-1], 0.0) / width)
             seconds.append(seconds[-1] + width * slopes[-1])  # so that the pieces meet to the last bit
-        return starts.tolist(), seconds, slopes
+        columns = (starts.T.tolist(), np.array(seconds).T.tolist(), np.array(slopes).T.tolist())
+        return zip(*columns, strict=True)
 
-    def _decode_layer_s(self, kv_tokens: Seconds, decodes: int) -> Seconds:
+    def _decode_layer_s(self, kv_tokens: Counts, decodes: Counts) -> Seconds:
+        """Seconds of one layer's decode attention, (s, c), for sums of attended tokens (s, c)."""
         model, gpu = self.model, self.gpu
-        requests = np.full(len(kv_tokens), float(decodes))
         kv_bytes = 2 * self.kv_width * model.dtype_bytes * kv_tokens
-        if self.decode_attention is None or self.file is None:
+        if self.decode_attention is None:
             fitted = self.efficiency["decode_attention"]
             query_bytes = 2 * self.q_width * model.dtype_bytes * decodes
-            flops = 4 * self.q_width * kv_tokens
             byte_s = (kv_bytes + query_bytes) / (gpu.hbm_bytes_per_s * fitted.memory)
-            return np.maximum(byte_s, flops / (gpu.bf16_flops_per_s * fitted.compute)) + fitted.fixed_s
-        call = operators.decode_attention(gpu, kv_tokens, requests, self.heads, self.kv_heads, model.head_dim)
+            flop_s = 4 * self.q_width * kv_tokens / (gpu.bf16_flops_per_s * fitted.compute)
+            return np.maximum(byte_s, flop_s) + fitted.fixed_s
+        requests = np.broadcast_to(decodes, kv_tokens.shape).astype(np.float64)
+        call = operators.decode_attention(
+            gpu,
+            kv_tokens.astype(np.float64),
+            requests,
+            self.heads,
+            self.kv_heads,
+            model.head_dim,
+            model.dtype_bytes,
+        )
         return np.maximum(self.decode_attention.seconds(call), kv_bytes / self._stream_bytes_per_s())
 
     def prefill(self) -> "_Prefill":
@@ -245,7 +257,7 @@ class _Measured(Operators):
 
     def _stream_bytes_per_s(self) -> float:
         """What memory delivers, in proportion to the data sheet as on the GPU that was measured."""
-        assert self.file is not None
+        assert self.file is not None, "only called for calls that a surface has priced"
         return self.file.stream_share * self.gpu.hbm_bytes_per_s
 
     def _surface(self, kind: str, variant: str) -> Surface | None:

@@ -5,7 +5,7 @@ with ``latency`` in ms of one kernel on one GPU.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,17 +140,31 @@ READERS: Mapping[str, Reader] = {
 """Table -> what it holds: pairs of operator/variant and measured calls."""
 
 
-def engines(profiles: Path, gpu_name: str) -> dict[str, Path]:
-    """Engine -> its folder of measurements, the newest version. Raises InputError if there is none."""
+def measured_gpus(profiles: Path) -> tuple[str, ...]:
+    """GPUs of which the folder holds measurements. Raises InputError if there are none."""
+    root = _root(profiles)
+    found = tuple(name for name, folder in FOLDERS.items() if (root / folder).is_dir())
+    if not found:
+        known = ", ".join(FOLDERS.values())
+        raise InputError("no folder of a measured GPU in it", file=profiles, hint=f"known: {known}; or name one: --gpu")
+    return found
+
+
+def engines(profiles: Path, gpu_name: str, only: Sequence[str] = ()) -> dict[str, Path]:
+    """Engine -> its folder of measurements, the newest version; of ``only`` those. Raises InputError if none is."""
     folder = _root(profiles) / FOLDERS.get(gpu_name, gpu_name)
     found: dict[str, Path] = {}
     if folder.is_dir():
         for path in sorted(folder.iterdir(), key=lambda path: _version(path.name)):
             if any((path / f"{table}.parquet").is_file() for table in READERS):
                 found[path.name.partition("_")[0]] = path
-    if not found:
-        raise InputError(f"no measurements of {gpu_name}", file=folder, hint="needed: ENGINE_VERSION/gemm_perf.parquet")
-    return found
+    chosen = {name: path for name, path in found.items() if not only or name in only}
+    if not chosen:
+        known = f"known: {', '.join(found)}" if found else "needed: ENGINE_VERSION/gemm_perf.parquet"
+        raise InputError(
+            f"no measurements of {gpu_name}{' with ' + ', '.join(only) if only else ''}", file=folder, hint=known
+        )
+    return chosen
 
 
 def samples(folder: Path, gpu: Gpu, only: str = "") -> Iterator[tuple[str, Samples]]:
