@@ -18,6 +18,10 @@ from kvsim.core.surface import Call, Floats, Numbers
 START_S: Final = 3e-6
 """Seconds that even an empty kernel takes, back to back: a floor under the bounds, about what every GPU measures."""
 
+ATTENTION_START_S: Final = 10e-6
+"""The same for an attention call, whose kernels set up, split and combine; 3, 6 and 10 us were tried, and 10 us leaves
+the smallest errors on unseen heads and on GPUs left out."""
+
 TILES: Final = ((64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 """Output tiles (rows, columns) whose last, partly idle wave over the SMs shows in measured GEMM times."""
 
@@ -106,7 +110,7 @@ def prefill_attention(
         "rows": query_tokens * heads / span,
         "group": np.broadcast_to(np.asarray(heads / np.asarray(kv_heads, np.float64)), np.shape(span)),
     }
-    return Call(np.maximum(arithmetic_s, moved / gpu.hbm_bytes_per_s) + START_S, coordinates)
+    return Call(np.maximum(arithmetic_s, moved / gpu.hbm_bytes_per_s) + ATTENTION_START_S, coordinates)
 
 
 def decode_attention(
@@ -133,4 +137,55 @@ def decode_attention(
         "kv_heads": np.broadcast_to(np.asarray(kv_heads, np.float64), np.shape(kv_tokens)),
         "cache": kv_bytes / figure(gpu, "l2_bytes"),
     }
-    return Call(moved / gpu.hbm_bytes_per_s + START_S, coordinates)
+    return Call(moved / gpu.hbm_bytes_per_s + ATTENTION_START_S, coordinates)
+
+
+def experts(
+    gpu: Gpu,
+    tokens: Numbers,
+    hidden_size: Numbers,
+    expert_size: Numbers,
+    experts_per_token: Numbers,
+    experts: Numbers,
+    ranks: Numbers = 1,
+    skew: Numbers = 0.0,
+    number_format: str = "bfloat16",
+) -> Call:
+    """Fused gated MLPs of the experts on one of ``ranks`` expert-parallel GPUs: gate, up and down GEMMs per token.
+
+    ``tokens`` are those of all ranks; ``expert_size`` columns of an expert's MLP on this rank. Each token goes to
+    ``experts_per_token`` experts, which are distinct over tokens until every expert has one. ``skew`` is the exponent
+    of the power law by which experts are chosen (0: evenly); the busiest rank's time is meant.
+    Weights of the experts in use, inputs and outputs cross the memory once.
+
+    Coordinates: ``per_expert``, tokens that an expert in use works on; ``active``, experts in use on a rank;
+    ``width`` and ``hidden``, the sizes; ``ranks``; ``skew`` + 1.
+    """
+    form = FORMATS[number_format]
+    arguments = (tokens, hidden_size, expert_size, experts_per_token, experts, ranks, skew)
+    floats: list[Floats] = [np.asarray(each, np.float64) for each in arguments]
+    count, hidden, width, choices, all_experts, parts, exponent = np.broadcast_arrays(*floats)
+    routed = count * choices
+    active = np.ceil(np.minimum(routed, all_experts) / parts)
+    rows = np.maximum(routed / parts, active)
+    weights = 3 * hidden * width
+    moved = active * weights * form.weight_bytes + rows * hidden * (form.input_bytes + 2)
+    arithmetic_s = 2 * rows * weights / figure(gpu, form.peak)
+    coordinates: dict[str, Floats] = {
+        "per_expert": rows / active,
+        "active": active,
+        "width": width,
+        "hidden": hidden,
+        "ranks": parts,
+        "skew": 1.0 + exponent,
+    }
+    return Call(np.maximum(arithmetic_s, moved / gpu.hbm_bytes_per_s) + START_S, coordinates)
+
+
+def collective(gpu: Gpu, message_bytes: Numbers, ranks: Numbers, ring_passes: float = 2.0) -> Call:
+    """A collective over the GPUs of a node: a ring sends ``ring_passes`` x (ranks - 1) / ranks of the message over each
+    link (all-reduce 2, all-gather and reduce-scatter and all-to-all 1). Coordinates: ``bytes``, ``ranks``."""
+    floats: list[Floats] = [np.asarray(each, np.float64) for each in (message_bytes, ranks)]
+    message, parts = np.broadcast_arrays(*floats)
+    sent = ring_passes * message * (parts - 1) / parts
+    return Call(sent / gpu.gpu_link_bytes_per_s + START_S, {"bytes": message, "ranks": parts})

@@ -282,7 +282,7 @@ class _Prefill:
         pair_flops = 4 * measured.q_width
         kv_bytes, query_bytes = 2 * measured.kv_width * value_bytes, 2 * measured.q_width * value_bytes
         self._heads = measured.heads
-        compute, memory, self._fixed_s = 1.0, 1.0, operators.START_S * layers
+        compute, memory, self._fixed_s = 1.0, 1.0, operators.ATTENTION_START_S * layers
         if surface is None:
             fitted = measured.efficiency["prefill_attention"]
             compute, memory, self._fixed_s = fitted.compute, fitted.memory, fitted.fixed_s * layers

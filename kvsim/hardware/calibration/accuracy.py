@@ -37,14 +37,15 @@ def layout_of(name: str) -> fitting.Layout:
 
 
 def left_out(samples: Samples, layout: fitting.Layout, groups: int = FOLDS) -> Floats:
-    """Relative errors of the calls in the first ``groups`` groups of shapes, each predicted by a fit to the others."""
+    """Relative errors of the calls in the first ``groups`` groups of shapes, each predicted by a fit to the others
+    (NaN if all calls are of one group)."""
     errors = []
     for group in range(groups):
         unseen = samples.fold == group
         if unseen.any() and not unseen.all():
             surface = fitting.fit(samples.where(~unseen), layout)
             errors.append(relative_errors(surface, samples.where(unseen)))
-    return np.concatenate(errors)
+    return np.concatenate(errors) if errors else np.array([np.nan])
 
 
 def relative_errors(surface: Surface, samples: Samples) -> Floats:

@@ -19,12 +19,14 @@ _DIMENSION = (32, 128, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 class Layout:
     """Knots of one operator kind: of the utilisation, and of slowdowns, each 1 where its first axis begins.
 
-    ``smooth`` weighs the curvature of log utilisation against the measurements.
+    ``smooth`` weighs the curvature of log utilisation against the measurements, ``flat`` its slope, which decides
+    where there are none.
     """
 
     utilisation: Axes
     slowdowns: tuple[Axes, ...] = ()
     smooth: float = 0.05
+    flat: float = 0.0
 
 
 AXES: Mapping[str, Layout] = {
@@ -61,6 +63,20 @@ AXES: Mapping[str, Layout] = {
         ),
         smooth=0.03,
     ),
+    "experts": Layout(
+        {
+            "per_expert": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 16384),
+            "active": (1, 4, 16, 64, 256),
+            "width": (32, 128, 512, 2048, 8192),
+            "hidden": (2048, 7168),
+        },
+        ({"skew": (1, 2), "per_expert": (1, 4, 16, 64, 256, 1024, 8192), "ranks": (1, 2, 4, 8, 32, 128)},),
+        flat=0.1,
+    ),
+    "all_reduce": Layout(
+        {"bytes": tuple(float(2**power) for power in range(8, 30)), "ranks": (2, 4, 8)},
+        smooth=0.1,
+    ),
 }
 """Where the knots of an operator kind lie: dense where kernels change (small m, L2 size), octaves apart elsewhere."""
 
@@ -80,7 +96,7 @@ def fit(samples: Samples, layout: Layout, rounds: int = 8) -> Surface:
     grids = [Factor(axes, np.ones([len(knots) for knots in axes.values()])) for axes in shapes]
     designs = [_design(grid, samples.call) for grid in grids]
     target = np.log(samples.seconds / samples.call.bound_s)
-    pull = [layout.smooth * _curvature(layout.utilisation)]
+    pull = [layout.smooth * _curvature(layout.utilisation) + layout.flat * _slope(layout.utilisation)]
     pull += [_to_one(axes) for axes in layout.slowdowns]
     penalty = sparse.block_diag(pull) + 1e-4 * sparse.identity(sum(grid.values.size for grid in grids))
     logs = [np.zeros(grid.values.size) for grid in grids]
@@ -138,6 +154,23 @@ def _curvature(axes: Axes) -> Any:
             values = np.concatenate([np.full(len(row), value) for value in trio])
             bend = sparse.csr_matrix((values, (np.tile(row, 3), np.concatenate(knots))), shape=(len(row), index.size))
             total = total + bend.T @ bend
+    return total
+
+
+def _slope(axes: Axes) -> Any:
+    """Sum of squared differences along each axis, as a quadratic form (knots, knots)."""
+    from scipy import sparse
+
+    sizes = [len(knots) for knots in axes.values()]
+    index = np.arange(np.prod(sizes)).reshape(sizes)
+    total = sparse.csr_matrix((index.size, index.size))
+    for axis in range(len(sizes)):
+        along = np.moveaxis(index, axis, 0)
+        low, high = along[:-1].ravel(), along[1:].ravel()
+        rows = np.arange(len(low))
+        values = np.concatenate([np.full(len(low), -1.0), np.full(len(low), 1.0)])
+        step = sparse.csr_matrix((values, (np.tile(rows, 2), np.concatenate([low, high]))), shape=(len(low), index.size))
+        total = total + step.T @ step
     return total
 
 

@@ -103,6 +103,42 @@ def decode_attention(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
         yield f"decode_attention/{variant}", Samples(call, part["latency"] / 1e3, folds(heads, kv_heads))
 
 
+def experts(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
+    """Fused expert MLPs of one rank, by number format and all kernels that an engine chose for it; a shape is what a
+    rank of a model's layout computes (hidden size, expert size, experts per token, experts, ranks of both kinds)."""
+    for measured, name in MOE_FORMATS.items():
+        rows = table["moe_dtype"] == measured
+        if rows.sum() >= FEWEST_ROWS and getattr(gpu, operators.FORMATS[name].peak) is not None:
+            part = _rows(table, rows)
+            columns = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+            tokens, hidden, width, choices, count, tensor_ranks, ranks = (part[column] for column in columns)
+            skew = part["distribution"] != "balanced"  # exponents 1.01 and 1.2 differ by less than their noise
+            call = operators.experts(gpu, tokens, hidden, width / tensor_ranks, choices, count, ranks, skew, name)
+            yield f"experts/{name}", Samples(call, part["latency"] / 1e3, folds(hidden, width, choices, count, tensor_ranks, ranks))
+
+
+MOE_FORMATS = {
+    "bfloat16": "bfloat16",
+    "fp8": "fp8",
+    "fp8_block": "fp8_block",
+    "nvfp4": "nvfp4",
+    "int4_wo": "int4_weight",
+    "w4a16_mxfp4": "mxfp4_weight",
+}
+
+
+def all_reduce(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
+    """The engine's own all-reduce, under CUDA graphs and launched one by one; a shape is the message size, of which
+    the table counts 2-byte elements."""
+    graph = table["backend"] if "backend" in table else np.full(len(table["latency"]), "graph")
+    for variant in ("graph", "eager"):
+        rows = np.array([name.endswith(variant) for name in graph.tolist()], dtype=np.bool_)
+        if rows.any():
+            size = table["message_size"][rows]
+            call = operators.collective(gpu, 2 * size, table["num_gpus"][rows])
+            yield f"all_reduce/{variant}", Samples(call, table["latency"][rows] / 1e3, folds(size))
+
+
 def _full_attention(table: Columns) -> NDArray[np.bool_]:
     everything = np.ones(len(table["latency"]), dtype=np.bool_)
     return everything & (table["window_size"] == 0) if "window_size" in table else everything
@@ -136,6 +172,8 @@ READERS: Mapping[str, Reader] = {
     "gemm_perf": gemm,
     "context_attention_perf": prefill_attention,
     "generation_attention_perf": decode_attention,
+    "moe_perf": experts,
+    "custom_allreduce_perf": all_reduce,
 }
 """Table -> what it holds: pairs of operator/variant and measured calls."""
 
