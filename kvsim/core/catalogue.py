@@ -87,5 +87,7 @@ _KINDS |= {int | None: _KINDS[int], float | None: _KINDS[float]}  # may be left 
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    names = list(known)
+    begun = sorted((each for each in names if name and each.startswith(name)), key=len)
+    near = begun or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}? " if near else ""

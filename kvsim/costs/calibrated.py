@@ -25,10 +25,10 @@ class Calibrated:
     """Seconds of a step = layers x operators + LM head + host time; an operator takes its data-sheet bound over the
     utilisation that was measured for its shape, ``max(flops / peak, bytes / bandwidth)`` with a constant for the start.
 
-    GEMMs and attention are priced from surfaces fitted to measured kernels (``engine``: whose kernels; ``surfaces``: a
-    file written by ``kvsim calibrate`` instead of the shipped ones), the other operators, and GPUs without surfaces, by
-    the constants of ``roofline``. Weights and KV are never priced below what memory delivers them in, since between
-    two calls the rest of the model has flushed the cache that a benchmark finds warm.
+    GEMMs, attention and all-reduces are priced from surfaces fitted to measured kernels (``engine``: whose kernels;
+    ``surfaces``: a file written by ``kvsim calibrate`` instead of the shipped ones), the other operators, and GPUs
+    without surfaces, by the constants of ``roofline``. Weights and KV are never priced below what memory delivers
+    them in, since between two calls the rest of the model has flushed the cache that a benchmark finds warm.
 
     Batches of up to ``cuda_graph_tokens`` tokens run as captured CUDA graphs, so linear layers compute the next
     captured size (vLLM: 1, 2, 4, multiples of 8, from 256 on of 16); 0: no graphs. ``host_step_s`` and
@@ -166,6 +166,7 @@ class _Measured(Operators):
         self.heads = model.heads // self.tp
         self.kv_heads = max(1, model.kv_heads // self.tp)
         self.gemm = self._surface("gemm", "bfloat16")
+        self.all_reduce = self._surface("all_reduce", "graph")
         self.prefill_attention = self._surface("prefill_attention", f"{model.head_dim}/bfloat16")
         self.decode_attention = self._surface("decode_attention", f"{model.head_dim}/bfloat16")
 
@@ -179,6 +180,12 @@ class _Measured(Operators):
         seconds = self.gemm.seconds(operators.gemm(self.gpu, m, n, k))
         weight_bytes = n * k * self.model.dtype_bytes
         return np.maximum(seconds, weight_bytes / self._stream_bytes_per_s())
+
+    def all_reduce_s(self, tokens: Counts) -> Seconds | float:
+        if self.all_reduce is None or self.tp == 1:
+            return super().all_reduce_s(tokens)
+        message_bytes = tokens * self.model.hidden_size * self.model.dtype_bytes
+        return self.all_reduce.seconds(operators.collective(self.gpu, np.maximum(message_bytes, 1), self.tp))
 
     def decode_pieces(self, decodes: Counts) -> Iterator["Pieces"]:
         """Decode attention of all layers for each number of requests (c,), with their host time."""
@@ -224,6 +231,7 @@ class _Measured(Operators):
         """Operator kinds priced by constants of no GPU in particular."""
         measured = {
             "gemm": self.gemm,
+            "all_reduce": self.all_reduce,
             "prefill_attention": self.prefill_attention,
             "decode_attention": self.decode_attention,
         }
@@ -279,30 +287,35 @@ class _Prefill:
         model, gpu = measured.model, measured.gpu
         layers = model.layers
         value_bytes = model.dtype_bytes
-        pair_flops = 4 * measured.q_width
-        kv_bytes, query_bytes = 2 * measured.kv_width * value_bytes, 2 * measured.q_width * value_bytes
         self._heads = measured.heads
         compute, memory, self._fixed_s = 1.0, 1.0, operators.ATTENTION_START_S * layers
+        self._walk_blocks = float(gpu.sm_count or 0)  # SMs that wait for one block, in units of a block's work
         if surface is None:
             fitted = measured.efficiency["prefill_attention"]
             compute, memory, self._fixed_s = fitted.compute, fitted.memory, fitted.fixed_s * layers
-        self._pair_s = pair_flops * layers / (gpu.bf16_flops_per_s * compute)
-        self._kv_token_s = kv_bytes * layers / (gpu.hbm_bytes_per_s * memory)
-        self._query_token_s = query_bytes * layers / (gpu.hbm_bytes_per_s * memory)
-        self._spans, self._rows, self._utilisation = _slice(
-            surface.utilisation if surface else None, measured.heads / measured.kv_heads
-        )
+        self._measured = surface is not None
+        self._pair_s = 4 * model.head_dim * layers / (gpu.bf16_flops_per_s * compute)  # per query head
+        bytes_per_s = gpu.hbm_bytes_per_s * memory
+        self._kv_token_s = 2 * measured.kv_width * value_bytes * layers / bytes_per_s
+        self._query_token_s = 2 * measured.q_width * value_bytes * layers / bytes_per_s
+        group = measured.heads / measured.kv_heads
+        self._spans, self._blocks, self._utilisation = _slice(surface.utilisation if surface else None, group)
 
     def seconds(self, shape: BatchShape) -> float:
-        """Seconds of the chunks of a step, layers together."""
-        tokens = shape.prefill_tokens
+        """Seconds of the chunks of a step, layers together: ``operators.prefill_attention`` on single numbers."""
+        tokens, requests = shape.prefill_tokens, shape.prefill_requests
         kv_tokens = shape.prefill_context_tokens + tokens
-        arithmetic_s = (shape.prefill_chunk_contexts + shape.prefill_chunk_squares / 2) * self._pair_s
+        pairs = shape.prefill_chunk_contexts + shape.prefill_chunk_squares / 2
         memory_s = kv_tokens * self._kv_token_s + tokens * self._query_token_s
+        if not self._measured:
+            return max(pairs * self._heads * self._pair_s, memory_s) + self._fixed_s
+        blocks = -(-tokens // (operators.QUERY_ROWS * requests))
+        work = self._heads * pairs * (blocks * operators.QUERY_ROWS * requests / tokens)
+        walk = operators.QUERY_ROWS * kv_tokens / requests * self._walk_blocks
+        arithmetic_s = (work if work > walk else walk) * self._pair_s
         bound_s = (arithmetic_s if arithmetic_s > memory_s else memory_s) + self._fixed_s
-        span = kv_tokens / shape.prefill_requests
-        i, right = _place(self._spans, span)
-        j, up = _place(self._rows, tokens * self._heads / span)
+        i, right = _place(self._spans, pairs / tokens)
+        j, up = _place(self._blocks, requests * self._heads * blocks)
         low, high = self._utilisation[i], self._utilisation[i + 1]
         below = low[j] + (high[j] - low[j]) * right
         above = low[j + 1] + (high[j + 1] - low[j + 1]) * right
@@ -310,13 +323,13 @@ class _Prefill:
 
 
 def _slice(utilisation: Factor | None, group: float) -> tuple[list[float], list[float], list[list[float]]]:
-    """Knots of span and of rows as octaves, and the utilisation over both for one group of heads."""
+    """Knots of span and of blocks as octaves, and the utilisation over both for one group of heads."""
     if utilisation is None:
-        return [0.0, 1.0], [0.0, 1.0], [[1.0, 1.0], [1.0, 1.0]]
-    spans, rows = utilisation.axes["span"], utilisation.axes["rows"]
-    span, row = (each.ravel() for each in np.meshgrid(np.array(spans), np.array(rows), indexing="ij"))
-    values = utilisation.at({"span": span, "rows": row, "group": np.full(len(span), group)})
-    return octave(np.array(spans)).tolist(), octave(np.array(rows)).tolist(), values.reshape(len(spans), -1).tolist()
+        return [], [], []
+    spans, blocks = (np.array(utilisation.axes[name]) for name in ("span", "blocks"))
+    span, block = (each.ravel() for each in np.meshgrid(spans, blocks, indexing="ij"))
+    values = utilisation.at({"span": span, "blocks": block, "group": np.full(len(span), group)})
+    return octave(spans).tolist(), octave(blocks).tolist(), values.reshape(len(spans), -1).tolist()
 
 
 def _place(places: Sequence[float], x: float) -> tuple[int, float]:

@@ -43,11 +43,12 @@ AXES: Mapping[str, Layout] = {
     ),
     "prefill_attention": Layout(
         {
-            "span": (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
-            "rows": (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384),
+            "span": (0.5, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
+            "blocks": (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768, 131072),
             "group": (1, 4, 16, 64),
         },
         smooth=0.03,
+        flat=0.01,
     ),
     "decode_attention": Layout(
         {
@@ -88,7 +89,7 @@ def fit(samples: Samples, layout: Layout, rounds: int = 8) -> Surface:
     hold outliers. Raises ValueError if there are none.
     """
     from scipy import sparse
-    from scipy.sparse.linalg import spsolve
+    from scipy.linalg import solve
 
     if not len(samples.seconds):
         raise ValueError("no measurements to fit")
@@ -113,7 +114,7 @@ def fit(samples: Samples, layout: Layout, rounds: int = 8) -> Surface:
         together = np.concatenate(logs)
         aim = target - predicted + jacobian @ together
         normal = jacobian.T @ sparse.diags(weights) @ jacobian + penalty
-        together = spsolve(normal.tocsc(), jacobian.T @ (weights * aim))
+        together = solve(normal.toarray(), jacobian.T @ (weights * aim), assume_a="pos")
         logs = np.split(together, np.cumsum([grid.values.size for grid in grids])[:-1])
         weights = 0.05 / np.maximum(np.abs(target - predicted), 0.02)
     factors = [Factor(grid.axes, np.exp(log).reshape(grid.values.shape)) for grid, log in zip(grids, logs, strict=True)]
@@ -169,7 +170,9 @@ def _slope(axes: Axes) -> Any:
         low, high = along[:-1].ravel(), along[1:].ravel()
         rows = np.arange(len(low))
         values = np.concatenate([np.full(len(low), -1.0), np.full(len(low), 1.0)])
-        step = sparse.csr_matrix((values, (np.tile(rows, 2), np.concatenate([low, high]))), shape=(len(low), index.size))
+        step = sparse.csr_matrix(
+            (values, (np.tile(rows, 2), np.concatenate([low, high]))), shape=(len(low), index.size)
+        )
         total = total + step.T @ step
     return total
 

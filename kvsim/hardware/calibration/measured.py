@@ -114,7 +114,10 @@ def experts(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
             tokens, hidden, width, choices, count, tensor_ranks, ranks = (part[column] for column in columns)
             skew = part["distribution"] != "balanced"  # exponents 1.01 and 1.2 differ by less than their noise
             call = operators.experts(gpu, tokens, hidden, width / tensor_ranks, choices, count, ranks, skew, name)
-            yield f"experts/{name}", Samples(call, part["latency"] / 1e3, folds(hidden, width, choices, count, tensor_ranks, ranks))
+            yield (
+                f"experts/{name}",
+                Samples(call, part["latency"] / 1e3, folds(hidden, width, choices, count, tensor_ranks, ranks)),
+            )
 
 
 MOE_FORMATS = {
