@@ -1,5 +1,7 @@
 """Surfaces fitted to measurements: made-up ones that are known, and published ones with shapes left out."""
 
+import csv
+import gzip
 from pathlib import Path
 from statistics import median
 
@@ -125,3 +127,20 @@ def test_the_shipped_surfaces_are_the_fitted_ones(shared_data: Path) -> None:
         fitted = fitting.fit(samples, accuracy.layout_of(name)).seconds(samples.call)
         assert shipped.surfaces[name].rows == len(samples.seconds)
         assert np.mean(np.abs(shipped.surfaces[name].seconds(samples.call) / fitted - 1)) < 0.005, name
+
+
+def test_chunks_behind_a_context_measured_by_somebody_else(shared_data: Path) -> None:
+    """LLMServingSim measured vLLM's attention with KV before the chunk; the surfaces have only seen whole prompts."""
+    gpu = load_gpu("rtx-pro-6000-server")
+    surface = read_surfaces(gpu.surfaces["vllm"]).surfaces["prefill_attention/128/bfloat16"]
+    folder = shared_data / "profiles/llmservingsim/RTXPRO6000/Llama-3.1-8B/bf16/tp1"
+    columns = ("prefill_chunk", "kv_prefill", "n_decode", "time_us")
+    with gzip.open(folder / "attention.csv.gz", "rt", newline="") as file:
+        rows = np.array([[float(row[name]) for name in columns] for row in csv.DictReader(file)])
+    chunk, before, _, time_us = rows[(rows[:, 0] > 0) & (rows[:, 2] == 0)].T
+    pairs = chunk * before + chunk**2 / 2
+    call = operators.prefill_attention(gpu, pairs, chunk, chunk + before, np.ones(len(chunk)), 32, 8, 128)
+    errors = surface.seconds(call) / (time_us / 1e6) - 1
+    assert len(errors) > 200
+    assert np.mean(np.abs(errors)) < 0.10
+    assert np.mean(np.abs(errors[(chunk <= 64) & (before >= 4096)])) < 0.15
