@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,8 @@ def calibrate(
     """
     if transfer and out is not None:
         raise click.UsageError("--transfer writes nothing: leave out --out")
+    if find_spec("scipy") is None:
+        raise InputError("the fit needs SciPy", hint="pip install scipy")
     errors = (
         _transfers(profile_dir, gpus, engines, only)
         if transfer
