@@ -30,6 +30,7 @@ demo: .venv/.installed
 	$(BIN)/kvsim run scenarios/burstgpt.yaml --out $(DEMO) --overwrite
 	$(BIN)/kvsim plot $(DEMO)
 
+test: export OPENBLAS_NUM_THREADS ?= 1  # the workers share the cores already
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ def list_(kind: str | None) -> None:
         if kind is None:
             click.echo(f"{each}:")
         for name, description in entries(each):
-            click.echo(f"{'  ' if kind is None else ''}{name:<17}  {description}")
+            click.echo(f"{'  ' if kind is None else ''}{name:<19}  {description}")
 
 
 @click.command

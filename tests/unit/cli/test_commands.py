@@ -166,7 +166,7 @@ def test_bundled_scenarios_are_valid(path: Path, tmp_path: Path) -> None:
 
 def test_list_names_everything_that_a_scenario_can(capsys: pytest.CaptureFixture[str]) -> None:
     kvsim_exits(0, "list", "gpus")
-    assert capsys.readouterr().out.split()[0] == "a100-80gb-sxm"
+    assert capsys.readouterr().out.split()[0] == "a100-40gb-sxm"
     kvsim_exits(0, "list")
     printed = capsys.readouterr().out
     for name in ("llama-2-70b", "h100-sxm", "prefill_first", "least_tokens", "paged", "roofline", "burstgpt"):
