@@ -288,14 +288,21 @@ class ModelSpec:
             other = f"{attention.kind} attention" if attention and attention.kind != "full" else "unusual attention"
         elif not isinstance(mlp, Mlp) or not mlp.gated:
             other = "a mixture of experts" if isinstance(mlp, Experts) else "an MLP without gate"
-        elif self.quantization is not None:
-            other = f"{self.quantization.method} weights"
-        elif self.kv_format != AUTO:
-            other = "KV of fewer bits"
         if other or not isinstance(attention, Attention) or not isinstance(mlp, Mlp):
-            raise InputError(
-                f"{self.name} has {other}, which the cost model cannot time yet",
-                key="model",
-                hint="cost table and cost affine take any model",
-            )
+            raise self.untimed(other)
         return attention, mlp
+
+    def check_16_bit(self) -> None:
+        """Raise InputError if weights or KV are stored in fewer bits: for cost models that know no other format."""
+        if self.quantization is not None:
+            raise self.untimed(f"{self.quantization.method} weights")
+        if self.kv_format != AUTO:
+            raise self.untimed("KV of fewer bits")
+
+    def untimed(self, what: str) -> InputError:
+        """What a cost model raises that has no prices for something of this model."""
+        return InputError(
+            f"{self.name} has {what}, which the cost model cannot time yet",
+            key="model",
+            hint="cost table and cost affine take any model",
+        )

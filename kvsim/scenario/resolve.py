@@ -452,6 +452,8 @@ def _notes(scenario: Scenario, model: ModelSpec, pools: tuple[ResolvedPool, ...]
         generic = getattr(resolved.pool.cost, "generic_operators", ())
         if generic:
             yield f"{name}no measurements of {resolved.gpu.name} for {', '.join(generic)}: generic efficiencies"
+        for note in getattr(resolved.pool.cost, "notes", ()):
+            yield f"{name}{note}"
         tokens = resolved.pool.kv_blocks * resolved.pool.kv.block_size
         if tokens < max_model_len:
             yield (

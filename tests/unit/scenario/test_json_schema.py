@@ -44,7 +44,7 @@ def test_every_key_is_described_and_every_reference_leads_somewhere() -> None:
         ("scheduler", ["chunked_prefill", "prefill_first"]),
         ("router", ["least_requests", "least_tokens", "random", "round_robin"]),
         ("kv", ["paged"]),
-        ("cost", ["affine", "roofline", "table"]),
+        ("cost", ["affine", "calibrated", "roofline", "table"]),
     ],
 )
 def test_every_name_of_a_seat_is_offered_bare_and_in_a_mapping(seat: str, names: list[str]) -> None:
