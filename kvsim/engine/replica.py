@@ -37,7 +37,7 @@ class Replica(Steps):
         while True:
             if self.stretch_steps:
                 if inbox and inbox[0].enters_ns <= (self.stretch_end_ns if self.stretch_end_ns < now_ns else now_ns):
-                    self._arrive_in_flight(inbox[0].enters_ns)
+                    self._arrive_in_flight(inbox[0].enters_ns, now_ns)
                 if self.stretch_end_ns > now_ns:
                     break
                 if self._as_usual(self.stretch_start_ns) and self._decodes == self.decoding_count:
@@ -75,6 +75,7 @@ class Replica(Steps):
             and not self._asking
             and not self.offers
             and not self._given_up
+            and not self.given_up_coming
         )
 
     def _run(self, now_ns: int) -> None:
@@ -474,11 +475,11 @@ class Replica(Steps):
             self.inbox.extend([Request(*row) for row in rows[first : first + _INBOX]])
             self.settle(self.inbox[-1].enters_ns)
 
-    def _arrive_in_flight(self, now_ns: int) -> None:
-        """A request arrives before the stretch in flight has ended."""
+    def _arrive_in_flight(self, first_ns: int, now_ns: int) -> None:
+        """A request arrives before the stretch in flight has ended, and perhaps others behind it."""
         if self.stretch_steps > 1:
-            self._cut(now_ns)
-        self._arrive(self.stretch_end_ns)
+            self._cut(first_ns)
+        self._arrive(min(now_ns, self.stretch_end_ns))
 
     def book_ahead(self, request: Request, now_ns: int) -> bool:
         """As ``reserve``, without bringing this replica up to date: if no request could possibly be short of blocks.

@@ -108,6 +108,7 @@ class ReplicaState:
         "due_ns",
         "eager",
         "first_scheduled_column",
+        "given_up_coming",
         "id",
         "inbox",
         "kv",
@@ -182,6 +183,7 @@ class ReplicaState:
         self.admissions = 0
         self._held: list[Request] = []
         self._given_up: list[Request] = []
+        self.given_up_coming = 0  # of those whose KV is on its way here
         self._emptied: tuple[int, list[tuple[int, int]]] | None = None  # free blocks and queue, when all were preempted
         self.other_context = 0  # tokens in KV of running requests that do not decode
         # decodes
