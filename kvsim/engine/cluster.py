@@ -18,6 +18,8 @@ from kvsim.engine.link import Flow, SharedLink
 from kvsim.engine.pace import DecodePace
 from kvsim.engine.recorder import Recorder, TimelineSamples, join_timelines
 from kvsim.engine.replica import Replica
+from kvsim.engine.state import ReplicaState
+from kvsim.engine.steps import Steps
 
 SEND, OFFER, TIMEOUT = range(3)
 
@@ -457,6 +459,8 @@ class Simulation:
                 replica.offers.remove(request)
                 replica.waiting_tokens -= request.prompt_tokens + 1
                 self._leave_source(request, now)
+            else:
+                replica.given_up_coming += 1
             request.state = ENDED
         else:
             replica.give_up(request, now)
@@ -534,7 +538,7 @@ class Simulation:
             self.take_offers(target, now)
         self._watch(target, now)
 
-    def take_offers(self, target: Replica, now: int) -> None:
+    def take_offers(self, target: Steps, now: int) -> None:
         """Book blocks for offered requests, in order, and start their transfers."""
         offers = target.offers
         while offers and target.takes_offers:
@@ -573,7 +577,7 @@ class Simulation:
         if self._heap:
             self._post_agenda()
 
-    def blocks_between_pools(self, replica: Replica) -> int:
+    def blocks_between_pools(self, replica: ReplicaState) -> int:
         """Blocks of this replica that requests on their way hold (for the recount of laws)."""
         blocks = sum(request.held_blocks for request in replica.inbox)
         for request, handoff in self._handoffs.items():
@@ -585,11 +589,11 @@ class Simulation:
             r.held_blocks for _, _, kind, r in self._heap if kind == OFFER and r and r.replica is replica
         )
 
-    def tokens_between_pools(self, replica: Replica) -> int:
+    def tokens_between_pools(self, replica: ReplicaState) -> int:
         """Tokens that ``waiting_tokens`` of this replica counts for requests on their way to it."""
         return sum(request.prompt_tokens + 1 for request in self.on_their_way_to(replica))
 
-    def on_their_way_to(self, replica: Replica) -> list[Request]:
+    def on_their_way_to(self, replica: ReplicaState) -> list[Request]:
         """Requests whose KV is offered to this replica, or under way."""
         coming = [request for request, handoff in self._handoffs.items() if handoff.target is replica]
         return coming + [request for request in replica.inbox if request.state]

@@ -9,7 +9,7 @@ from kvsim.core.request import DECODING, Request
 from kvsim.engine.plan import Plan
 
 if TYPE_CHECKING:
-    from kvsim.engine.replica import Replica
+    from kvsim.engine.state import ReplicaState
 
 
 class DecisionRecorder:
@@ -43,7 +43,7 @@ class DecisionRecorder:
     def finished(self, request: Request) -> None:
         self._finished.append((request.admission, request.id))
 
-    def launched(self, replica: Replica, plan: Plan | None, start_ns: int, end_ns: int) -> None:
+    def launched(self, replica: ReplicaState, plan: Plan | None, start_ns: int, end_ns: int) -> None:
         """After the scheduler has spoken (``plan`` None: there was nothing to decide)."""
         chunks = {request: (context, tokens) for request, context, tokens in plan.chunks} if plan else {}
         decodes_run = replica.decodes_in_flight > 0
@@ -87,7 +87,7 @@ class DecisionRecorder:
             current["free_blocks_end"] = replica.kv.free_blocks
             self._write(self._replica_id, current)
 
-    def applied(self, replica: Replica) -> None:
+    def applied(self, replica: ReplicaState) -> None:
         """The step has ended."""
         current = self._current
         assert current is not None

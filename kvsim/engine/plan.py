@@ -9,7 +9,7 @@ from kvsim.core.request import DECODING, PREFILLING, WAITING, Request
 from kvsim.core.shape import BatchShape
 
 if TYPE_CHECKING:
-    from kvsim.engine.replica import Replica
+    from kvsim.engine.books import Books
 
 
 class Plan:
@@ -39,7 +39,7 @@ class Plan:
         "simple",
     )
 
-    def __init__(self, replica: Replica, max_tokens: int) -> None:
+    def __init__(self, replica: Books, max_tokens: int) -> None:
         self._replica = replica
         self._max_tokens = max_tokens
         self.growth = 0
