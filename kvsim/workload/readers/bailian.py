@@ -18,6 +18,7 @@ from kvsim.workload.readers.table import (
     Names,
     Quarantine,
     RaggedColumn,
+    check_block_tokens,
     keys_of,
     nothing_left,
     open_table,
@@ -45,6 +46,9 @@ class Bailian:
     columns: ClassVar[tuple[str, ...]] = (
         *("chat_id", "parent_chat_id", "timestamp", "input_length", "output_length", "hash_ids"),
     )
+
+    def __post_init__(self) -> None:
+        check_block_tokens(self.hash_block_tokens)
 
     def recognises(self, head: str) -> bool:
         """True for JSON lines with these keys."""

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ VERSION: Final = 1
 META_VERSION: Final = "kvsim.trace_version"
 META_ABOUT: Final = "kvsim.trace"
 
+NEEDED: Final = ("arrival_ns", "prompt_tokens", "output_tokens")
 NUMBERS: Final = ("think_ns", "priority", "images", "deadline_ns")
 TEXTS: Final = ("session", "tenant", "model")
 
@@ -46,8 +47,6 @@ class Canonical:
       source_failed, dropped), ``hash_block_tokens``, and the ``format`` and ``sha256`` of the file it was made from.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ("arrival_ns", "prompt_tokens", "output_tokens")
-
     def recognises(self, head: str) -> bool:
         """True for the names of the three columns, followed by the mark of kvsim's metadata."""
         return f"#{META_VERSION}" in head.splitlines()[1:]
@@ -58,8 +57,8 @@ class Canonical:
             raise InputError("is not a Parquet file", file=path, hint="kvsim trace convert writes one")
         table = ParquetTable(path, quarantine)
         about = _about(table)
-        require(table, self.columns)
-        kinds = dict.fromkeys((*self.columns, *(name for name in NUMBERS if name in table.names)), WHOLE)
+        require(table, NEEDED)
+        kinds = dict.fromkeys((*NEEDED, *(name for name in NUMBERS if name in table.names)), WHOLE)
         kinds |= dict.fromkeys((name for name in TEXTS if name in table.names), NAME)
         kinds |= dict.fromkeys((name for name in ("wait_for", "prefix_hashes") if name in table.names), IDS)
         if "wait_for" in kinds and quarantine is not None:

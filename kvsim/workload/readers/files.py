@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
 import pyarrow as pa
 
@@ -131,7 +131,7 @@ def first_line(error: BaseException) -> str:
     return shown((str(error).splitlines() or [type(error).__name__])[0])
 
 
-def checksum(path: Path) -> Any:
+def checksum(path: Path) -> str:
     """SHA-256, in hex, of a file's bytes as they lie; of a folder, of its members' names and checksums.
 
     Raises OSError if something cannot be read.

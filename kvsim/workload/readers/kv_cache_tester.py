@@ -51,6 +51,11 @@ class KVCacheTester:
 
     columns: ClassVar[tuple[str, ...]] = ("requests", "block_size", "hash_id_scope")
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.session_gap_s <= 1e6:
+            hint = "allowed: seconds from 0 to 1,000,000"
+            raise InputError(f"{self.session_gap_s} is not a possible gap", key="session_gap_s", hint=hint)
+
     def recognises(self, head: str) -> bool:
         """True for the beginning of such a document."""
         text = head.lstrip("\ufeff \t\r\n")

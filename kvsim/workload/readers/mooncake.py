@@ -13,6 +13,7 @@ from kvsim.workload.readers.table import (
     Columns,
     Quarantine,
     RaggedColumn,
+    check_block_tokens,
     keys_of,
     nothing_left,
     open_table,
@@ -34,6 +35,9 @@ class Mooncake:
     hash_block_tokens: int = 512
 
     columns: ClassVar[tuple[str, ...]] = ("timestamp", "input_length", "output_length", "hash_ids")
+
+    def __post_init__(self) -> None:
+        check_block_tokens(self.hash_block_tokens)
 
     def recognises(self, head: str) -> bool:
         """True for JSON lines with the four keys and none of another format that has them too."""

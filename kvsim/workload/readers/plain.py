@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,6 +30,7 @@ from kvsim.workload.readers.table import (
     Quarantine,
     RaggedColumn,
     Table,
+    check_block_tokens,
     header,
     is_zoned,
     keys_of,
@@ -79,18 +80,24 @@ class Plain:
     - Other columns are not read, except that one whose name is nearly an optional column's is refused.
     """
 
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] | None = None
     hash_block_tokens: int | None = None
 
     needed: ClassVar[tuple[str, ...]] = ("arrival_s", *LENGTHS)
 
     def __post_init__(self) -> None:
+        if self.hash_block_tokens is not None:
+            check_block_tokens(self.hash_block_tokens)
         known = [*ARRIVALS, *LENGTHS, *OPTIONAL]
-        for name in self.columns:
+        for name in self._map:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
                 meant = f"did you mean {near[0]!r}? " if near else ""
                 raise InputError(f"unknown name {name!r}", key="columns", hint=f"{meant}known: {', '.join(known)}")
+
+    @property
+    def _map(self) -> Mapping[str, str]:
+        return self.columns or {}
 
     def recognises(self, head: str) -> bool:
         """True if an arrival and both lengths are there."""
@@ -104,11 +111,11 @@ class Plain:
         blocks, or a row that waits for one that is not before it.
         """
         table = open_table(path, quarantine)
-        name = {ours: ours for ours in OPTIONAL} | dict(self.columns)
+        name = {ours: ours for ours in OPTIONAL} | dict(self._map)
         arrival = self._one_of(table, ARRIVALS) or "arrival_s"
-        name[arrival] = self.columns.get(arrival, arrival)
-        prompt = name["prompt_tokens"] = self.columns.get("prompt_tokens") or _prompt_name(table)
-        output = name["output_tokens"] = self.columns.get("output_tokens", "output_tokens")
+        name[arrival] = self._map.get(arrival, arrival)
+        prompt = name["prompt_tokens"] = self._map.get("prompt_tokens") or _prompt_name(table)
+        output = name["output_tokens"] = self._map.get("output_tokens", "output_tokens")
         require(table, (name[arrival], prompt, output))
         optional = self._optional(table, name)
         kinds = {name[arrival]: _arrival_kind(table, arrival, name[arrival]), prompt: WHOLE, output: WHOLE}
@@ -183,7 +190,7 @@ class Plain:
 
     def _one_of(self, table: Table, names: Mapping[str, str]) -> str | None:
         """Which of several names for one thing the map or the file has. Raises InputError if there are two."""
-        found = [name for name in names if name in self.columns] or [name for name in names if name in table.names]
+        found = [name for name in names if name in self._map] or [name for name in names if name in table.names]
         if len(found) > 1:
             hint = "they mean the same; keep one"
             raise InputError(f"has both {found[0]} and {found[1]}", file=table.path, line=1, hint=hint)
@@ -191,13 +198,13 @@ class Plain:
 
     def _optional(self, table: Table, name: Mapping[str, str]) -> dict[str, Kind]:
         """The optional columns that the file may have, by our names."""
-        mapped = set(self.columns.values())
+        mapped = set(self._map.values())
         for theirs in table.names:
             near = difflib.get_close_matches(theirs, OPTIONAL, n=1, cutoff=0.85)
             if near and theirs not in OPTIONAL and theirs not in mapped:
                 hint = f"did you mean {near[0]!r}? rename or remove it"
                 raise InputError("unknown column", file=table.path, line=1, key=theirs, hint=hint)
-        for ours in self.columns:
+        for ours in self._map:
             if ours in OPTIONAL:
                 require(table, (name[ours],))
         self._one_of(table, PAUSES)

@@ -300,6 +300,13 @@ def header(head: str) -> list[str]:
         return []
 
 
+def check_block_tokens(tokens: int) -> None:
+    """Raise InputError unless so many tokens can be the size of a block."""
+    if not 1 <= tokens <= MAX_TOKENS:
+        hint = f"allowed: whole numbers from 1 to {MAX_TOKENS}"
+        raise InputError(f"{tokens} is not a possible number of tokens", key="hash_block_tokens", hint=hint)
+
+
 def nothing_left(path: Path, why: str = "no row can be used") -> InputError:
     """The error for a trace without a single request."""
     return InputError(f"has nothing to replay: {why}", file=path, hint="a trace needs at least one request")

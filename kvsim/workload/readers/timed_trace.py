@@ -18,6 +18,7 @@ from kvsim.workload.readers.table import (
     Names,
     Quarantine,
     RaggedColumn,
+    check_block_tokens,
     keys_of,
     nothing_left,
     open_table,
@@ -44,6 +45,9 @@ class TimedTrace:
     hash_block_tokens: int = 512
 
     columns: ClassVar[tuple[str, ...]] = ("input_length", "output_length")
+
+    def __post_init__(self) -> None:
+        check_block_tokens(self.hash_block_tokens)
 
     def recognises(self, head: str) -> bool:
         """True for JSON lines with the two lengths that are neither Mooncake's nor Qwen-Bailian's."""

@@ -16,6 +16,7 @@ from kvsim.workload.readers.table import (
     JsonLines,
     Quarantine,
     Unfit,
+    check_block_tokens,
     field,
     keys_of,
     nothing_left,
@@ -46,6 +47,9 @@ class TraceLab:
     columns: ClassVar[tuple[str, ...]] = (
         *("session_id", "input_tokens_total", "prefix_tokens", "output_tokens", "timing_events"),
     )
+
+    def __post_init__(self) -> None:
+        check_block_tokens(self.hash_block_tokens)
 
     def recognises(self, head: str) -> bool:
         """True for JSON lines with these keys."""
