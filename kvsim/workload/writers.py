@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -90,6 +90,8 @@ def write_canonical(trace: Trace, path: str | os.PathLike[str]) -> None:
     about: dict[str, Any] = {"format": trace.format, "sha256": trace.sha256}
     if rows is not None:
         about["rows"] = {"read": rows.read, "source_failed": rows.source_failed, "dropped": rows.dropped}
+    if trace.origin_ns is not None:
+        about["origin_ns"] = trace.origin_ns
     if trace.hash_block_tokens is not None:
         about["hash_block_tokens"] = trace.hash_block_tokens
     numbers = [name for name in NUMBERS if getattr(trace, name) is not None]
@@ -139,7 +141,7 @@ def write_csv(columns: dict[str, list[Any]], path: str | os.PathLike[str]) -> No
         writer.writerows(zip(*columns.values(), strict=True))
 
 
-def write_rejected(rejected: "list[RejectedRow] | tuple[RejectedRow, ...]", path: str | os.PathLike[str]) -> None:
+def write_rejected(rejected: Sequence[RejectedRow], path: str | os.PathLike[str]) -> None:
     """Write ``place,column,value,reason``, one line per row in quarantine."""
     names = RejectedRow._fields
     write_csv({name: [getattr(row, name) for row in rejected] for name in names}, path)

@@ -72,11 +72,13 @@ def read_azure(path: Path, quarantine: Quarantine | None, *, zoned: bool, images
     if not columns.rows:
         raise nothing_left(path)
     arrival_ns = columns.take("arrival")
-    arrival_ns -= arrival_ns[0]
+    origin_ns = int(arrival_ns[0])
+    arrival_ns -= origin_ns
     return Trace(
         arrival_ns,
         columns.take("prompt"),
         columns.take("output"),
         images=columns.take("images") if images else None,
+        origin_ns=origin_ns,
         rows=TraceRows(read=len(arrival_ns)),
     )

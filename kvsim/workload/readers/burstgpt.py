@@ -122,6 +122,7 @@ class BurstGPT:
             model=model,
             model_names=model_names,
             rows=TraceRows(read=read, source_failed=read - replayed),
+            origin_ns=first_ns,
             source_failed_before=failures.take("before"),
             source_failed_ns=failures.take("arrival") - first_ns,
             source_failed_prompt_tokens=failures.take("prompt"),

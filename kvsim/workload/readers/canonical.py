@@ -44,7 +44,8 @@ class Canonical:
     - Meaning and units are those of the Trace's columns. Rows with ``output_tokens`` 0 failed in the traced system;
       ``wait_for`` counts the other rows only, from 0.
     - The metadata of the schema hold ``kvsim.trace_version`` (1) and ``kvsim.trace``: JSON with ``rows`` (read,
-      source_failed, dropped), ``hash_block_tokens``, and the ``format`` and ``sha256`` of the file it was made from.
+      source_failed, dropped), ``hash_block_tokens``, ``origin_ns``, and the ``format`` and ``sha256`` of the file it was
+      made from.
     """
 
     def recognises(self, head: str) -> bool:
@@ -118,6 +119,7 @@ class Canonical:
             wait_for=_rows(*ragged["wait_for"]) if "wait_for" in ragged else None,
             prefix_hashes=chained(*ragged["prefix_hashes"]) if "prefix_hashes" in ragged else None,
             hash_block_tokens=int(about["hash_block_tokens"]) if "prefix_hashes" in ragged else None,
+            origin_ns=about["origin_ns"],
             rows=TraceRows(rows.read + sum(dropped.values()), rows.source_failed, dropped),
             source_failed_before=failures.take("before"),
             source_failed_ns=failures.take("arrival") - first_ns,
@@ -130,7 +132,7 @@ def _rows(values: NDArray[np.uint64], offsets: NDArray[np.int64]) -> Ragged:
 
 
 def _about(table: ParquetTable) -> dict[str, Any]:
-    """``dropped`` and ``hash_block_tokens``. Raises InputError if the metadata are not what this version wrote."""
+    """``dropped``, ``hash_block_tokens``, ``origin_ns``. Raises InputError if this version did not write them."""
     version = table.metadata.get(META_VERSION.encode())
     if version is None or not version.isdigit():
         raise InputError(f"has no metadata {META_VERSION}", file=table.path, hint="kvsim trace convert writes it")
@@ -143,9 +145,12 @@ def _about(table: ParquetTable) -> dict[str, Any]:
         block = about.get("hash_block_tokens")
         if "prefix_hashes" in table.names and not (isinstance(block, int) and 0 < block < 2**31):
             raise ValueError("hash_block_tokens is missing")
+        origin = about.get("origin_ns")
+        if not (origin is None or (isinstance(origin, int) and abs(origin) < 2**62)):
+            raise ValueError("origin_ns is no time")
         if any(count < 0 for count in dropped.values()):
             raise ValueError("a count is negative")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         problem = f"its metadata {META_ABOUT} cannot be used: {error}"
         raise InputError(problem, file=table.path, hint="convert the source again") from None
-    return {"dropped": dropped, "hash_block_tokens": block or 0}
+    return {"dropped": dropped, "hash_block_tokens": block or 0, "origin_ns": origin}

@@ -100,6 +100,7 @@ class Dynamo:
             model_names=models or None,
             prefix_hashes=None if block_tokens is None else chained(hashes, np.concatenate(([0], np.cumsum(counts)))),
             hash_block_tokens=block_tokens,
+            origin_ns=requests[0].received_ms * 10**6,
             rows=TraceRows(read=len(requests) + sum(dropped.values()), dropped=dropped),
         )
 

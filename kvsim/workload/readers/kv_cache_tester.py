@@ -201,7 +201,7 @@ def _session(name: str, content: bytes, block_tokens: int | None) -> _Session:
 
     hashes = np.array([each for request in kept for each in request.hashes], np.uint64)
     return _Session(
-        name,
+        name.partition(".json")[0],
         size,
         column(request.start_ns for request in kept),
         column(request.prompt for request in kept),

@@ -162,6 +162,7 @@ class Plain:
             raise nothing_left(path)
 
         arrival_ns = columns.take("arrival")
+        origin_ns = int(arrival_ns[0]) if arrival == "arrival_time" else None
         arrival_ns -= arrival_ns[0]
         given = {ours for ours in optional if ours in any_filled or ours in table.names}
         named = {
@@ -185,6 +186,7 @@ class Plain:
             wait_for=Ragged(waits.take()[0].astype(np.int64), waits.take()[1]) if "wait_for" in given else None,
             prefix_hashes=prefix,
             hash_block_tokens=None if prefix is None else self.hash_block_tokens,
+            origin_ns=origin_ns,
             rows=TraceRows(read=columns.rows),
         )
 

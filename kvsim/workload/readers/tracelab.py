@@ -94,6 +94,7 @@ class TraceLab:
             model_names=models or None,
             prefix_hashes=self._prefixes(rounds),
             hash_block_tokens=self.hash_block_tokens,
+            origin_ns=origin_ns,
             rows=TraceRows(read=len(rounds) + len(failed), source_failed=len(failed)),
             source_failed_before=np.searchsorted(arrival_ns, failed_ns, side="right"),
             source_failed_ns=failed_ns,
