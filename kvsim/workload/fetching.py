@@ -148,7 +148,7 @@ def _download(address: str, part: Path, tell: Callable[[str], None]) -> None:
     if start:
         request.add_header("Range", f"bytes={start}-")
     try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        answer = urllib.request.build_opener().open(request, timeout=TIMEOUT_S)  # urlopen keeps its first proxies
     except urllib.error.HTTPError as error:
         if error.code == 416 and start:  # nothing behind what is there: it is complete, or another file
             return

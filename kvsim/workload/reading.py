@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from kvsim.core.errors import InputError
 from kvsim.core.plugins import load
-from kvsim.core.trace import Trace, TraceRows
+from kvsim.core.trace import RejectedRow, Trace, TraceRows
 from kvsim.workload.readers import READERS
 
 OnBadRow = Literal["refuse", "quarantine"]
@@ -57,15 +57,20 @@ def _read(reader: Any, path: Path, name: str, on_bad_row: OnBadRow) -> Trace:
         raise InputError(f"the reader {name} cannot set rows aside", key="on_bad_row", hint="allowed for it: refuse")
     quarantine = Quarantine()
     trace: Trace = reader.read(path, quarantine)
+    rejected = tuple(sorted(quarantine.rows, key=_position))
     rows = trace.rows or TraceRows(read=len(trace))
     dropped = dict(rows.dropped)
-    for row in quarantine.rows:
+    for row in rejected:
         reason = f"{row.column} {row.reason}".strip()
         dropped[reason] = dropped.get(reason, 0) + 1
-    rows = dataclasses.replace(
-        rows, read=rows.read + len(quarantine.rows), dropped=dropped, rejected=tuple(quarantine.rows)
-    )
+    rows = dataclasses.replace(rows, read=rows.read + len(rejected), dropped=dropped, rejected=rejected)
     return dataclasses.replace(trace, rows=rows)
+
+
+def _position(row: RejectedRow) -> int:
+    """Where a row stands, for sorting: rows of a table by number; documents stay as they come."""
+    number = row.place.rpartition(" ")[2]
+    return int(number) if number.isascii() and number.isdigit() else 0
 
 
 def recognised(path: Path) -> str:

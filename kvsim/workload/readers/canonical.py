@@ -44,8 +44,8 @@ class Canonical:
     - Meaning and units are those of the Trace's columns. Rows with ``output_tokens`` 0 failed in the traced system;
       ``wait_for`` counts the other rows only, from 0.
     - The metadata of the schema hold ``kvsim.trace_version`` (1) and ``kvsim.trace``: JSON with ``rows`` (read,
-      source_failed, dropped), ``hash_block_tokens``, ``origin_ns``, and the ``format`` and ``sha256`` of the file it was
-      made from.
+      source_failed, dropped), ``hash_block_tokens``, ``origin_ns``, and the ``format`` and ``sha256`` of the file that
+      it was made from.
     """
 
     def recognises(self, head: str) -> bool:

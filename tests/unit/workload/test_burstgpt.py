@@ -80,7 +80,10 @@ def test_decimal_seconds_are_exact_where_float64_is_not(tmp_path: Path) -> None:
             "t.csv:2: Request tokens: '-1' is not a possible number of tokens; "
             "allowed: whole numbers from 0 to 2147483647",
         ),
-        ("5.0000000001,A,1,2,3,API log\n", "t.csv:2: Timestamp: '5.0000000001' is not seconds with at most nine decimals"),
+        (
+            "5.0000000001,A,1,2,3,API log\n",
+            "t.csv:2: Timestamp: '5.0000000001' is not seconds with at most nine decimals",
+        ),
         ("99999999999,A,1,2,3,API log\n", "t.csv:2: Timestamp: '99999999999' is too large; allowed: times of at most"),
         ("5,A,1,2,3,Chat\n", "t.csv:2: Log Type: 'Chat' is not known; allowed: Conversation log, API log"),
         ("5,A,1,2,3,\n", "t.csv:2: Log Type: '' is not known; allowed: Conversation log, API log"),

@@ -123,7 +123,8 @@ def test_sessions_keep_their_numbers_across_batches(tmp_path: Path) -> None:
         (
             "arrival,promt_tokens,output_tokens\n0,1,2\n",
             "t.csv:1: header 'arrival,promt_tokens,output_tokens' is of no known trace format; closest is plain, "
-            "which lacks 'arrival_s' (is it 'arrival'?), 'prompt_tokens' (is it 'promt_tokens'?); known: canonical, burstgpt",
+            "which lacks 'arrival_s' (is it 'arrival'?), 'prompt_tokens' (is it 'promt_tokens'?); "
+            "known: canonical, burstgpt",
         ),
         (
             "arrival_s,output_tokens\n0,1\n",
