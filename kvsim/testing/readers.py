@@ -11,8 +11,7 @@ from kvsim.core.errors import InputError
 from kvsim.core.seats import TraceReader
 from kvsim.core.trace import COLUMNS, RAGGED_COLUMNS, Ragged, Trace
 from kvsim.testing.checks import Look
-
-HEAD_BYTES = 65536
+from kvsim.workload.readers.files import head_of
 
 
 def looks(reader: TraceReader, sample: Path) -> Iterator[Look]:
@@ -29,9 +28,10 @@ def looks(reader: TraceReader, sample: Path) -> Iterator[Look]:
         return trace_fault(reader.read(sample))
 
     def recognises() -> str | None:
-        if data.startswith(b"PAR1"):
+        start = head_of(sample)
+        if start.startswith(b"PAR1"):
             return None  # a Parquet file is recognised by its column names, which kvsim reads
-        head = data[:HEAD_BYTES].decode("utf-8", errors="replace")
+        head = start.decode("utf-8", errors="replace")
         if reader.recognises(head) is not True:
             return f"it does not recognise {sample.name}"
         strangers = ("", "\n", "hello", "a,b,c\n1,2,3\n", "\x00\x00", '{"a": 1}\n')

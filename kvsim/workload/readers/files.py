@@ -14,6 +14,8 @@ import pyarrow as pa
 from kvsim.core.errors import InputError
 
 HEAD_BYTES: Final = 64 * 1024
+MOST_HEAD_BYTES: Final = 32 * 1024 * 1024
+"""A line of JSON with the block ids of a long prompt can be far longer than HEAD_BYTES."""
 
 _MAGIC: Final = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\x00", "xz"), (b"BZh", "bz2"))
 _UNREADABLE: Final = (OSError, EOFError, ValueError, lzma.LZMAError, tarfile.TarError, pa.ArrowException)
@@ -21,7 +23,8 @@ _UNREADABLE: Final = (OSError, EOFError, ValueError, lzma.LZMAError, tarfile.Tar
 
 
 def head_of(path: Path) -> bytes:
-    """The first 64 KiB of a trace, unpacked; of a folder or an archive, those of its first member.
+    """The first 64 KiB of a trace, unpacked (JSON: at least the first line, up to 32 MiB); of a folder or an archive,
+    those of its first member.
 
     Raises InputError if there is no such file, it cannot be read or unpacked, it is empty, or a Git LFS pointer stands
     in its place.
@@ -42,6 +45,11 @@ def head_of(path: Path) -> bytes:
     else:
         with readable(path), open_bytes(path) as file:
             head = file.read(HEAD_BYTES)
+            while head.lstrip().startswith(b"{") and b"\n" not in head and len(head) < MOST_HEAD_BYTES:
+                more = file.read(1 << 20)
+                if not more:
+                    break
+                head += more
     if not head.strip():
         raise InputError("is empty", file=path, hint="a trace has a header line and at least one row")
     if head.startswith(b"version https://git-lfs"):

@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
 from kvsim.core.trace import RejectedRow
-from kvsim.workload.readers.files import HEAD_BYTES, first_line, head_of, open_bytes, open_text, readable, shown
+from kvsim.workload.readers.files import (
+    HEAD_BYTES,
+    first_line,
+    head_of,
+    holds_members,
+    open_bytes,
+    open_text,
+    readable,
+    shown,
+)
 
 MAX_TOKENS: Final = 2**31 - 1
 MAX_SECONDS: Final = 4_000_000_000
@@ -315,8 +324,8 @@ def nothing_left(path: Path, why: str = "no row can be used") -> InputError:
 def open_table(path: Path, quarantine: Quarantine | None = None) -> Table:
     """A CSV, Parquet or JSON lines file. Raises InputError if it is none, or as ``head_of``."""
     head = head_of(path)
-    if path.is_dir():
-        raise InputError("is a folder", file=path, hint="name the trace file in it")
+    if holds_members(path):
+        raise InputError("is a folder or an archive", file=path, hint="name the trace file in it")
     if head.startswith(b"PAR1"):
         return ParquetTable(path, quarantine)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):

@@ -87,7 +87,7 @@ def test_convert_there_and_back(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     ("args", "message"),
     [
         (["convert", "{t}", "out.txt"], "OUT: 'out.txt' has no known ending; allowed: .parquet, .jsonl, .csv"),
-        (["convert", "{t}", "s.csv"], "OUT: 's.csv' is there already; pass --overwrite to replace it"),
+        (["convert", "{t}", "s.csv"], "OUT: s.csv is there already; pass --overwrite to replace it"),
         (["convert", "{t}", "no/where.csv"], "no/where.csv: cannot be written: No such file or directory; name"),
         (["info", "none.csv"], "none.csv: there is no such file; check the path of the trace"),
         (["info", "{t}", "--reader", "mooncak"], "unknown trace format 'mooncak'; did you mean 'mooncake'? known:"),

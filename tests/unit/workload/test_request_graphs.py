@@ -195,6 +195,13 @@ def test_mooncake_needs_the_right_block_size(tmp_path: Path) -> None:
     assert (lists(trace.prefix_hashes), trace.hash_block_tokens) == ([[0, 1, 2]], 16)
 
 
+def test_a_first_line_longer_than_the_head_is_recognised(tmp_path: Path) -> None:
+    blocks = 40_000
+    row = {"timestamp": 0, "input_length": 512 * blocks, "output_length": 2, "hash_ids": list(range(blocks))}
+    trace = read_trace(written(tmp_path, row, row))
+    assert (trace.format, len(trace)) == ("mooncake", 2)
+
+
 def test_selected_rows_keep_their_lists_and_the_waits_that_are_left() -> None:
     trace = Trace(
         np.arange(4),
