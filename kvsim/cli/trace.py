@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,11 +50,9 @@ def read(file: str, format_: str, options: tuple[str, ...], on_bad_row: str) -> 
     from kvsim.scenario import parse_set, seats
     from kvsim.scenario.source import Source
     from kvsim.workload.readers import READERS
-    from kvsim.workload.reading import read_trace, recognised
+    from kvsim.workload.readers.files import located
+    from kvsim.workload.reading import OnBadRow, read_trace, recognised
 
-    path = Path(file).expanduser()
-    name = recognised(path) if format_ == "auto" else format_
-    reader = plugins.load("trace format", name, READERS)
     given: dict[str, Any] = {}
     for option in options:
         override = parse_set(option)
@@ -61,10 +60,12 @@ def read(file: str, format_: str, options: tuple[str, ...], on_bad_row: str) -> 
         for part in override.key[:-1]:  # columns.arrival_ms=ts
             node = node.setdefault(str(part), {})
         node[str(override.key[-1])] = override.value
-    values = seats.arguments(seats.parameters_of(reader), given, Source(), ("--option",))
-    return read_trace(
-        path, name, parameters=values, on_bad_row="quarantine" if on_bad_row == "quarantine" else "refuse"
-    )
+    policy: OnBadRow = "quarantine" if on_bad_row == "quarantine" else "refuse"
+    with located(file) as path:
+        name = recognised(path) if format_ == "auto" else format_
+        reader = plugins.load("trace format", name, READERS)
+        values = seats.arguments(seats.parameters_of(reader), given, Source(), ("--option",))
+        return dataclasses.replace(read_trace(path, name, parameters=values, on_bad_row=policy), path=file)
 
 
 @trace.command()

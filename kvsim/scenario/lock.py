@@ -20,12 +20,8 @@ HEADER = "# Every setting of a run, with nothing left to defaults. Again: kvsim 
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's documents, as hex. Raises InputError if it cannot be read."""
+    """SHA-256 of a file, as hex. Raises InputError if it cannot be read."""
     try:
-        if path.is_dir():
-            from kvsim.workload.readers.files import checksum
-
-            return checksum(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

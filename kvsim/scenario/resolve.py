@@ -32,6 +32,8 @@ from kvsim.workload.readers import READERS
 from kvsim.workload.reading import recognised
 from kvsim.workload.transforms import limit, rate_scale
 
+TRACE: Key = ("workload", "trace", "path")
+
 
 @dataclass(frozen=True)
 class ResolvedPool:
@@ -85,7 +87,7 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
     pools = tuple(_pools(scenario, preset, model, max_model_len, allow_plugins))
     keys, files = _written_out(scenario, model_name, model_file, max_model_len, pools)
     trace = _trace(scenario, keys, files, allow_plugins)
-    checksums = {key: sha256_of(path) for key, path in files.items()}
+    checksums = {key: (key == TRACE and trace.sha256) or sha256_of(path) for key, path in files.items()}
     check_lock(scenario, files, checksums)
     workload, link = scenario.workload, scenario.cluster.link
     return Resolved(
@@ -366,23 +368,27 @@ def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], all
 def _read(
     scenario: Scenario, wanted: TraceKeys, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool
 ) -> Trace:
-    source, key = scenario.source, ("workload", "trace", "path")
-    folder = source.folder(key)
-    path = (folder / Path(wanted.path).expanduser()).resolve()
-    if not path.exists():
-        problem = "does not exist"
-        from_file = source.file is not None and not source.overridden(key)
-        start = "the scenario file" if from_file else "the working directory"
-        raise source.error(f"{path} {problem}", key, f"a relative path starts at {start}")
+    from kvsim.workload.readers.files import located  # pyarrow is imported when a trace is read, not before
+
+    source = scenario.source
+    path: str | Path = wanted.path
+    if "://" not in wanted.path:
+        path = (source.folder(TRACE) / Path(wanted.path).expanduser()).resolve()
+        if not path.exists():
+            from_file = source.file is not None and not source.overridden(TRACE)
+            start = "the scenario file" if from_file else "the working directory"
+            raise source.error(f"{path} does not exist", TRACE, f"a relative path starts at {start}")
     at = ("workload", "trace", "format")
-    with source.locate(at):
-        name = recognised(path) if wanted.format.name in (None, "auto") else str(wanted.format.name)
-        reader = plugins.load("trace format", name, READERS, allow_plugins=allow_plugins)
-        values = seats.arguments(seats.parameters_of(reader), wanted.format.parameters, source, at)
-    parameters = seats.values_of(seats.call(reader, values, name, source, at))
-    with source.locate(("workload", "trace")):
-        trace = read_trace(path, name, allow_plugins, parameters=values, on_bad_row=wanted.on_bad_row)
-    files[key] = path
+    with source.locate(TRACE), located(path) as local:
+        with source.locate(at):
+            name = recognised(local) if wanted.format.name in (None, "auto") else str(wanted.format.name)
+            reader = plugins.load("trace format", name, READERS, allow_plugins=allow_plugins)
+            values = seats.arguments(seats.parameters_of(reader), wanted.format.parameters, source, at)
+            parameters = seats.values_of(seats.call(reader, values, name, source, at))
+        with source.locate(("workload", "trace")):
+            trace = read_trace(local, name, allow_plugins, parameters=values, on_bad_row=wanted.on_bad_row)
+    trace = dataclasses.replace(trace, path=str(path))
+    files[TRACE] = Path(path)  # an address is only named in messages: its checksum is the trace's
     keys |= {"path": str(path), "format": {"name": name, **parameters} if parameters else name}
     if wanted.limit is not None:
         trace = limit(trace, wanted.limit)

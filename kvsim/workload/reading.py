@@ -24,21 +24,22 @@ def read_trace(
     parameters: Mapping[str, Any] | None = None,
     on_bad_row: OnBadRow = "refuse",
 ) -> Trace:
-    """A trace file as a Trace, with ``path``, ``format``, ``sha256`` (of the file's bytes) and ``rows`` filled in.
+    """A trace file (or an address, see ``readers.files.located``) as a Trace, with ``path``, ``format``, ``sha256`` (of
+    the file's bytes) and ``rows`` filled in.
 
     ``format`` is a name in ``READERS``, ``"package.module:Class"``, or ``auto``: recognised from the content (a
     Parquet file by its column names). ``parameters`` are the reader's fields. With ``on_bad_row="quarantine"`` rows
     that break a rule are set aside: they are in ``rows.rejected``, and counted in ``rows.dropped`` by reason.
     Raises InputError, naming file, line, column and value, for anything that cannot be read.
     """
-    from kvsim.workload.readers.files import checksum, readable
+    from kvsim.workload.readers.files import checksum, located, readable
 
-    path = Path(path)
-    name = recognised(path) if format == "auto" else format
-    reader = load("trace format", name, READERS, allow_plugins=allow_plugins)(**(parameters or {}))
-    trace = _read(reader, path, name, on_bad_row)
-    with readable(path):
-        sha256 = checksum(path)
+    with located(path) as local:
+        name = recognised(local) if format == "auto" else format
+        reader = load("trace format", name, READERS, allow_plugins=allow_plugins)(**(parameters or {}))
+        trace = _read(reader, local, name, on_bad_row)
+        with readable(local):
+            sha256 = checksum(local)
     rows = trace.rows or TraceRows(read=len(trace))
     return dataclasses.replace(trace, path=str(path), format=name, sha256=sha256, rows=rows)
 

@@ -3,7 +3,9 @@
 import io
 import lzma
 import os
+import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,6 +117,39 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _is_document(name: str) -> bool:
     return name.removesuffix(".gz").removesuffix(".zst").removesuffix(".xz").endswith((".json", ".jsonl"))
+
+
+@contextmanager
+def located(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A trace as a path of this machine. ``s3://bucket/key`` and other addresses that Arrow's file systems know (gs,
+    abfss, hdfs, file) are copied to a temporary file, which goes when the block ends; errors name the address.
+
+    Raises InputError if the address cannot be read.
+    """
+    address = os.fspath(path)
+    if "://" not in address:
+        yield Path(address).expanduser()
+        return
+    from pyarrow import fs
+
+    with tempfile.TemporaryDirectory(prefix="kvsim-") as folder:
+        try:
+            system, inner = fs.FileSystem.from_uri(address)
+            if not system.get_file_info(inner).is_file:
+                raise InputError("there is no such file", file=address, hint="check the address of the trace")
+            target = Path(folder, Path(inner).name)
+            with system.open_input_stream(inner, compression=None) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"cannot be read: {first_line(error)}", file=address) from None
+        try:
+            yield target
+        except InputError as error:
+            if error.file != target:
+                raise
+            raise InputError(error.problem, file=address, line=error.line, key=error.key, hint=error.hint) from None
 
 
 @contextmanager

@@ -174,3 +174,23 @@ def test_a_run_with_quarantine_and_a_map_of_columns(capsys: pytest.CaptureFixtur
         code, _, err = kvsim(capsys, "run", tmp_path / "s.yaml", "--set", f"workload.trace.{change}")
         assert code == 2
         assert message in err
+
+
+def test_an_address_is_read_through_a_file_system(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(BAD.replace("10,2,13", "10,2,12"))
+    (tmp_path / "bad.csv").write_text(BAD)
+    code, out, _ = kvsim(capsys, "trace", "validate", f"file://{tmp_path}/t.csv")
+    assert (code, out.splitlines()[0]) == (0, f"file://{tmp_path}/t.csv: burstgpt, 4 rows read")
+    (tmp_path / "s.yaml").write_text(
+        f"workload: {{trace: {{path: 'file://{tmp_path}/t.csv'}}}}\n"
+        "model: llama-2-7b\ncluster: {gpu: a100-80gb-sxm}\n"
+    )
+    assert kvsim(capsys, "run", tmp_path / "s.yaml", "--out", tmp_path / "out")[0] == 0
+    assert kvsim(capsys, "run", tmp_path / "out" / "scenario.lock.yaml", "--out", tmp_path / "again")[0] == 0
+    for address, message in (
+        (f"file://{tmp_path}/bad.csv", f"file://{tmp_path}/bad.csv:3: Total tokens: '13' is not request"),
+        (f"file://{tmp_path}/none.csv", f"file://{tmp_path}/none.csv: there is no such file"),
+        ("ftp://x/y.csv", "ftp://x/y.csv: cannot be read: "),
+    ):
+        code, _, err = kvsim(capsys, "trace", "info", address)
+        assert (code, err.startswith(f"Error: {message}")) == (2, True), err
