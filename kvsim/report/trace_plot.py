@@ -96,8 +96,8 @@ def _hours(axes: "Axes", trace: Trace) -> None:
     axes.bar(np.arange(24) + 0.5, rate, width=0.9, color=COLOURS[2])
     axes.set_xlim(0, 24)
     axes.set_xticks(range(0, 25, 3))
-    days = max(span_s / 86_400, 0)
-    axes.set_xlabel(f"hour (over {days:.1f} days)")
+    covers = f"{span_s / 86_400:.1f} days" if span_s >= 2 * 86_400 else f"{span_s / 3600:.1f} h"
+    axes.set_xlabel(f"hour (the trace covers {covers})")
     axes.set_ylabel("requests per hour")
 
 
