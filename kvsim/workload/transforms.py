@@ -279,7 +279,8 @@ def merge_file(trace: Trace, path: Path, format: str = "auto") -> Trace:
 def remap(trace: Trace, column: Literal["tenant", "model"], to: tuple[tuple[str, str], ...]) -> Trace:
     """Other names for tenants or models, as [old, new] pairs; names not mentioned stay, equal names become one.
 
-    ``"*"`` is everything not mentioned. A trace without the column gets it if ``"*"`` is the only old name. Raises InputError for a name that the trace does not have.
+    ``"*"`` is everything not mentioned. A trace without the column gets it if ``"*"`` is the only old name. Raises
+    InputError for a name that the trace does not have.
     """
     numbers: NDArray[np.int64] | None = getattr(trace, column)
     new_names = dict(to)

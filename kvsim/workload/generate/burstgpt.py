@@ -53,8 +53,8 @@ RESPONSE_MEANS: Final = {
 }
 """Mean response to a conversation's request of so many tokens, straight lines between (``img/req-res.png``)."""
 
-RESPONSE_SIGMA: Final = 0.381
-"""ln(700 / 200) / (2 * 1.645): 5 and 95 % of the responses to 2,000 tokens, same figure."""
+RESPONSE_SIGMAS: Final = ((100, 300, 2000), (1.2, 1.0, 0.381))
+"""Spread of log response by request tokens: first 400 rows; at 2,000 the figure's 5 and 95 %, ln(700 / 200) / 3.29."""
 
 TALK_GPT4_FRAC, TALK_FAILED_FRAC = 0.2, 0.0425
 """80 and 17 of the first 400 rows."""
@@ -327,7 +327,8 @@ def _talk(times: NDArray[np.int64], rng: np.random.Generator) -> BurstGPTRows:
     shares, tokens = TALK_REQUEST_QUANTILES
     request = np.rint(np.exp(np.interp(rng.random(n), shares, np.log(tokens))))
     mean = np.where(gpt4, np.interp(request, *RESPONSE_MEANS["GPT-4"]), np.interp(request, *RESPONSE_MEANS["ChatGPT"]))
-    response = mean * np.exp(RESPONSE_SIGMA * rng.standard_normal(n) - RESPONSE_SIGMA**2 / 2)
+    sigma = np.interp(request, *RESPONSE_SIGMAS)
+    response = mean * np.exp(sigma * rng.standard_normal(n) - sigma**2 / 2)
     return _answered(times, gpt4, request, response, rng.random(n) >= TALK_FAILED_FRAC, conversation=True)
 
 
