@@ -203,6 +203,8 @@ def repeat(trace: Trace, times: int, pause_s: float = 0.0) -> Trace:
     if not 0 <= pause_s < math.inf:
         raise InputError(f"{pause_s} is not a number from 0", key="pause_s")
     period = int(trace.arrival_ns[-1]) + round(pause_s * 1e9)
+    if times == 1:
+        return trace
     if period * times >= 2**62:
         raise InputError(f"{times} is too many", key="times", hint="the last arrival would be after 146 years")
     moved = [

@@ -26,7 +26,7 @@ def composed(
     duration_s: float | None = None,
     sessions: Sessions | None = None,
     prefixes: Prefixes | None = None,
-    hash_block_tokens: int = 16,
+    hash_block_tokens: int | None = None,
     images: Distribution | None = None,
     tokens_per_image: int = 0,
     seed: int = 0,
@@ -36,8 +36,10 @@ def composed(
     Give ``requests``, or ``duration_s``: all that start before it. With sessions, arrivals are their starts, a later
     turn follows from the end of the turn before and its think time, and ``requests`` are made from as many sessions as
     it takes (the last one to start lacks its last turns). Prompts grow by their shared prefix and by
-    ``tokens_per_image`` for each image. Each part draws from a random stream of its own. Blocks of
-    ``hash_block_tokens`` are named if there are sessions or prefixes. Raises InputError for an argument out of range.
+    ``tokens_per_image`` for each image. Each part draws from a random stream of its own.
+    ``hash_block_tokens``: size of the blocks whose ids say what prompts share (null: 16 if there are prefixes, and no
+    ids otherwise; an id takes 8 bytes, so long histories want long blocks). Raises InputError for an argument out of
+    range.
     """
     if (requests is None) == (duration_s is None):
         raise InputError("give either requests or duration_s", key="requests")
@@ -45,7 +47,9 @@ def composed(
         raise InputError(f"{requests} is not allowed", key="requests", hint=f"allowed: 1 to {MOST_REQUESTS}")
     if duration_s is not None and not 0 < duration_s < math.inf:
         raise InputError(f"{duration_s} is not a positive number", key="duration_s")
-    if hash_block_tokens < 1:
+    if hash_block_tokens is None and prefixes is not None:
+        hash_block_tokens = 16
+    if hash_block_tokens is not None and hash_block_tokens < 1:
         raise InputError(f"{hash_block_tokens} is too few", key="hash_block_tokens", hint="allowed: from 1")
     if tokens_per_image < 0:
         raise InputError(f"{tokens_per_image} is too few", key="tokens_per_image", hint="allowed: from 0")
@@ -78,7 +82,7 @@ def composed(
         prompt = prompt + counts * tokens_per_image
         chain = np.where(counts > 0, -1 - np.arange(len(chain)), chain)  # pictures differ, so nothing is shared
     linked = sessions is not None or isinstance(arrivals, ClosedLoop)
-    blocks = name_blocks(prompt, chain, shared, hash_block_tokens) if sessions or prefixes else None
+    blocks = None if hash_block_tokens is None else name_blocks(prompt, chain, shared, hash_block_tokens)
     return Trace(
         arrival_ns.astype(np.int64),
         prompt,
@@ -88,7 +92,7 @@ def composed(
         images=counts,
         wait_for=_wait_for(turns, order),
         prefix_hashes=blocks,
-        hash_block_tokens=None if blocks is None else hash_block_tokens,
+        hash_block_tokens=hash_block_tokens,
         rows=TraceRows(read=len(prompt)),
     )
 
