@@ -43,7 +43,7 @@ TALK_SHAPE: Final = 0.8
 
 TALK_REQUEST_QUANTILES: Final = (
     (0.0, 0.1, 0.25, 0.5, 0.795, 0.899, 0.980, 1.0),
-    (5, 23, 68, 314, 1291, 1697, 3023, 6142),
+    (5, 23, 68, 353, 1291, 1697, 3023, 6142),
 )
 """Request tokens. To the median: first 400 rows. Above: quantiles of the first 59,999 rows, whose API half is short."""
 
@@ -53,7 +53,7 @@ RESPONSE_MEANS: Final = {
 }
 """Mean response to a conversation's request of so many tokens, straight lines between (``img/req-res.png``)."""
 
-RESPONSE_SIGMAS: Final = ((100, 300, 2000), (1.2, 1.0, 0.381))
+RESPONSE_SIGMAS: Final = ((100, 300, 2000), (1.0, 0.9, 0.381))
 """Spread of log response by request tokens: first 400 rows; at 2,000 the figure's 5 and 95 %, ln(700 / 200) / 3.29."""
 
 TALK_GPT4_FRAC, TALK_FAILED_FRAC = 0.2, 0.0425
@@ -68,11 +68,12 @@ API_DAY_SHAPE: Final = 0.87
 API_DAY_CORRELATION, API_SIZE_CORRELATION = 0.43, 0.62
 """From one day to the next: of log volume, of log size."""
 
-API_SIZE_SIGMA: Final = 0.69
-"""Standard deviation of log (mean tokens per API row) over the days."""
+API_SIZE_MEDIAN, API_SIZE_SIGMA = 660.0, 0.69
+"""Of a day's mean tokens per API row, over the days: geometric mean, and standard deviation of the logarithm."""
 
 MOST_TOKENS_PER_DAY: Final = 110e6
-"""Of API rows; the published day with most tokens has 106.6 million. Orders of the days that exceed it are redrawn."""
+"""Of API rows; the published day with most tokens has 106.6 million. Orders of the days that exceed it, or that need
+sizes changed by more than 10 % to have the right mean, are redrawn."""
 
 API_REQUEST_MEAN, API_RESPONSE_MEAN = 620.0, 104.0
 """Tokens per answered row, so that all answered rows together have the published 621 and 126."""
@@ -226,20 +227,22 @@ class _Season:
         u = (np.arange(days) + 0.5) / days
         volume = (-np.log1p(-u)) ** (1 / API_DAY_SHAPE)
         volume = (volume * API_ROWS / volume.sum())[_ranks(volumes, days, API_DAY_CORRELATION)]
-        spread = np.exp(API_SIZE_SIGMA * _normal_quantiles(days))
-        while True:  # about every second order is refused
+        spread = API_SIZE_MEDIAN * np.exp(API_SIZE_SIGMA * _normal_quantiles(days))
+        while True:  # about every fourth order will do
             size = spread[_ranks(sizes, days, API_SIZE_CORRELATION)]
-            size *= (API_REQUEST_MEAN + API_RESPONSE_MEAN) * volume.sum() / (size * volume).sum()
-            if (size * volume).max() <= MOST_TOKENS_PER_DAY:
+            factor = (API_REQUEST_MEAN + API_RESPONSE_MEAN) * volume.sum() / (size * volume).sum()
+            size *= factor
+            if abs(factor - 1) <= 0.1 and (size * volume).max() <= MOST_TOKENS_PER_DAY:
                 break
 
         level = _on_off(phases, levels, days * 1440).reshape(days, 24, 60)
         by_hour = level.sum(axis=2)
         talk = np.array(TALK_PROFILE) / sum(TALK_PROFILE) * sum(TALK_PER_DAY) / 7
         profile = np.maximum(np.array(BURSTGPT_DAY) - talk, 0)
-        factor = _raked(by_hour, volume, profile * volume.sum() / profile.sum()) / np.where(by_hour > 0, by_hour, 1)
+        raked = _raked(by_hour, volume, profile * volume.sum() / profile.sum())
+        scale = raked / np.where(by_hour > 0, by_hour, 1)
         quiet = np.zeros((QUIET_DAYS, 1440))
-        per_minute = (level * factor[:, :, None]).reshape(days, 1440)
+        per_minute = (level * scale[:, :, None]).reshape(days, 1440)
         per_minute = np.array([_capped(*day) for day in zip(per_minute, PEAK_TOKENS_PER_MINUTE / size, strict=True)])
         return cls(np.vstack((quiet, per_minute)), np.concatenate((np.zeros(QUIET_DAYS), size)))
 
@@ -266,7 +269,7 @@ def _ranks(rng: np.random.Generator, n: int, correlation: float) -> NDArray[np.i
 def _normal_quantiles(n: int) -> NDArray[np.float64]:
     from statistics import NormalDist
 
-    return np.array([NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)])
+    return np.array([NormalDist().inv_cdf((i + 1) / (n + 1)) for i in range(n)])
 
 
 def _on_off(phases: np.random.Generator, levels: np.random.Generator, minutes: int) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ def test_the_table_in_the_docs_is_what_comes_out(of_seed_0: dict[str, float]) ->
         assert line in text, "run: python -m tests.unit.workload.burstgpt_aggregates"
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_61_days_have_the_published_aggregates(seed: int, of_seed_0: dict[str, float]) -> None:
     found = aggregates(burstgpt_like_rows(seed=seed)) if seed else of_seed_0
     wrong = {
