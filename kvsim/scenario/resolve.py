@@ -105,7 +105,7 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
             horizon_ns=_ns(scenario.measure.horizon_s),
             timeline_instants=scenario.measure.timeline_instants,
         ),
-        notes=(*preset.notes, *_notes(scenario, pools, max_model_len)),
+        notes=(*preset.notes, *_notes(scenario, trace, pools, max_model_len)),
         lock=lock_text(scenario.label, keys, checksums),
         scenario_hash=scenario_hash(keys, checksums),
     )
@@ -386,6 +386,8 @@ def _read(
 
 def _generate(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool) -> Trace:
     """A trace from the scenario's seed and the arguments of a generator."""
+    from kvsim.workload.generate.arrivals import ClosedLoop
+
     section, key = scenario.workload.generate, ("workload", "generate")
     assert section is not None  # the keys were checked: a workload is read or generated
     table = seats.generators()
@@ -399,7 +401,7 @@ def _generate(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], 
     given = seats.arguments(parameters, section.parameters, scenario.source, key, allow_plugins=allow_plugins)
     defaults = {p.name: p.default for p in parameters.values() if not p.required}
     values = {**defaults, "seed": scenario.seed, **given}
-    if getattr(values.get("arrivals"), "users", None) and scenario.workload.sessions != "closed":
+    if isinstance(values.get("arrivals"), ClosedLoop) and scenario.workload.sessions != "closed":
         problem, hint = "a closed loop has no arrival times of its own", "write workload.sessions: closed"
         raise scenario.source.error(problem, (*key, "arrivals"), hint)
     trace: Trace = seats.call(table[name], values, name, scenario.source, key)
@@ -435,7 +437,9 @@ def _transformed(
     return trace
 
 
-def _notes(scenario: Scenario, pools: tuple[ResolvedPool, ...], max_model_len: int) -> Iterator[str]:
+def _notes(scenario: Scenario, trace: Trace, pools: tuple[ResolvedPool, ...], max_model_len: int) -> Iterator[str]:
+    if trace.wait_for is not None and scenario.workload.sessions == "closed":
+        yield "sub-agents: sent at their recorded times, and not waited for (not modelled yet)"
     for resolved in pools:
         name = "" if resolved.pool.role == "mixed" else f"{resolved.pool.role} pool: "
         generic = getattr(resolved.pool.cost, "generic_operators", ())

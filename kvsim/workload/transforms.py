@@ -271,11 +271,11 @@ def merge(*traces: Trace) -> Trace:
 def merge_file(trace: Trace, path: Path, format: str = "auto") -> Trace:
     """The requests of another trace file among those of this one, by arrival, each from its own first request.
 
-    See ``merge``.
+    ``format`` is a built-in one or auto. See ``merge``.
     """
     from kvsim.workload.reading import read_trace
 
-    return merge(trace, read_trace(path, format))
+    return merge(trace, read_trace(path, format, allow_plugins=False))
 
 
 def remap(trace: Trace, column: Literal["tenant", "model"], to: tuple[tuple[str, str], ...]) -> Trace:

@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parquet = given.out.suffix == ".parquet"
     try:
+        if given.seed < 0:
+            raise InputError(f"{given.seed} is not a seed", key="--seed", hint="allowed: whole numbers from 0")
         if given.kind == "burstgpt-like":
             if parquet:
                 raise InputError("burstgpt-like writes CSV", key="--out", hint="name a .csv file")

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -267,8 +268,6 @@ def _ranks(rng: np.random.Generator, n: int, correlation: float) -> NDArray[np.i
 
 
 def _normal_quantiles(n: int) -> NDArray[np.float64]:
-    from statistics import NormalDist
-
     return np.array([NormalDist().inv_cdf((i + 1) / (n + 1)) for i in range(n)])
 
 

@@ -15,7 +15,7 @@ from kvsim.workload.generate.lengths import Lengths
 from kvsim.workload.generate.prefixes import Prefixes, Shared, name_blocks
 from kvsim.workload.generate.sessions import Sessions, Turns
 
-MOST_REQUESTS = 10**9
+MOST_REQUESTS = 10**8
 
 
 def composed(

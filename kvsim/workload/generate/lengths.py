@@ -63,7 +63,7 @@ class ByPrompt:
 
 @dataclass(frozen=True)
 class FromTrace:
-    """Pairs drawn with replacement from the requests of a trace file, in any format that can be read."""
+    """Pairs drawn with replacement from the requests of a trace file, in any built-in format."""
 
     path: Path
     format: str = "auto"
@@ -73,7 +73,7 @@ class FromTrace:
         """The trace. Raises InputError if it cannot be read or holds nothing."""
         from kvsim.workload.reading import read_trace
 
-        trace = read_trace(self.path, self.format)
+        trace = read_trace(self.path, self.format, allow_plugins=False)
         if not len(trace):
             raise InputError("holds no requests", file=self.path)
         return trace

@@ -96,16 +96,15 @@ def _windows(name: str, content: bytes, start_s: float, end_s: float) -> Iterato
     for line, row in enumerate(csv.reader(io.StringIO(content.decode("utf-8", errors="replace"))), 1):
         try:
             start, rate, cv, family, shape, _ = row
+            if not family or not start_s - WINDOW_S < int(start) < end_s:
+                continue
             window = Window(int(start), float(rate), float(cv), family, float(shape))
         except ValueError:
             hint = "window start, rate, CV, family, shape, scale"
             raise InputError(f"{','.join(row)!r} is no window", file=name, line=line, hint=hint) from None
-        if not window.family or not start_s - WINDOW_S < window.start_s < end_s:
-            continue
-        known = window.family in ("Gamma", "Weibull")
         numbers = (window.rate_per_s, window.cv, window.shape)
-        if not known or not all(0 < number < math.inf for number in numbers):
-            hint = "family Gamma or Weibull; rate, CV and shape positive"
+        if family not in ("Gamma", "Weibull") or not all(0 < number <= 1e6 for number in numbers):
+            hint = "family Gamma or Weibull; rate, CV and shape positive, at most a million"
             raise InputError(f"{','.join(row)!r} is no window", file=name, line=line, hint=hint)
         yield window
 
@@ -122,7 +121,7 @@ def _lengths(name: str, content: bytes, start_s: float, end_s: float) -> dict[in
             if wanted and found and min(found) <= start_s - LENGTHS_S:
                 found.clear()  # only kept for want of better
             found[int(start)] = _pdf(texts[0]), _pdf(texts[1])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         hint = "window start -> input_tokens and output_tokens, each '{tokens: probability, ...}'"
         raise InputError(f"cannot be read: {error}", file=name, hint=hint) from None
     return found
@@ -216,34 +215,39 @@ def _in_window(window: Window, rate_per_s: float, match_cv: bool, rng: np.random
     n = int(expected + rng.random()) if abs(expected - round(expected)) > 1e-6 else round(expected)
     if n == 0:
         return np.zeros(0)
-    draw = rng.gamma(window.shape, 1.0, n) if window.family == "Gamma" else rng.weibull(window.shape, n)
-    draw = np.maximum(draw, 1e-300)  # tiny shapes underflow
-    gap = _with_cv(draw, window.cv) if match_cv else draw / draw.mean()
-    at: Numbers = (np.cumsum(gap) - rng.random() * gap[0]) * (WINDOW_S / n)  # the first gap began before the window
-    return at
+    # Logarithms, because a shape below 0.01 leaves the range of float64: a Weibull is a power of an exponential, a
+    # Gamma of shape k is one of shape k + 1 times a uniform to the power 1 / k.
+    log = np.log(rng.standard_exponential(n)) / window.shape
+    if window.family == "Gamma":
+        log = np.log(rng.gamma(window.shape + 1, 1.0, n)) - rng.standard_exponential(n) / window.shape
+    gap = _power(log, _exponent(log, window.cv) if match_cv else 1.0)
+    # The window's edges fall into one gap, of which nobody sees the length: an average one, so the others keep the CV.
+    edge = int(np.argmin(np.abs(gap - 1)))
+    gap[0], gap[edge] = gap[edge], gap[0]
+    at: Numbers = (np.cumsum(gap) - rng.random() * gap[0]) * (WINDOW_S / n)
+    return np.minimum(at, math.nextafter(WINDOW_S, 0.0))  # where one gap is nearly all, the sum rounds to the end
 
 
-def _with_cv(gap: Numbers, cv: float) -> Numbers:
-    """``gap`` to the power p, mean 1, with p such that the sample has this CV (by bisection; it rises with p).
+def _power(log: Numbers, p: float) -> Numbers:
+    """Numbers of these logarithms to the power p, scaled to mean 1."""
+    value: Numbers = np.exp(p * (log - log.max()))
+    return value / float(value.mean())
 
-    n numbers cannot have a CV above sqrt(n - 1): then they have 99 % of that.
+
+def _exponent(log: Numbers, cv: float) -> float:
+    """The power that gives numbers of these logarithms this CV, by bisection: the CV rises with it.
+
+    n numbers cannot have a CV above sqrt(n - 1); then it is what gives 99 % of that.
     """
-    n = len(gap)
+    n = len(log)
     target = min(cv, 0.99 * math.sqrt(n - 1))
-    log = np.log(gap)
-    log -= log.max()
-
-    def power(p: float) -> Numbers:
-        value: Numbers = np.exp(p * log)
-        return value / float(value.mean())
-
     low, high = 0.0, 1.0
-    while n > 1 and power(high).std() < target and high < 2**20:
+    while n > 1 and _power(log, high).std() < target and high < 2**20:
         low, high = high, high * 2
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if power(middle).std() < target else (low, middle)
-    return power((low + high) / 2)
+        low, high = (middle, high) if _power(log, middle).std() < target else (low, middle)
+    return (low + high) / 2
 
 
 def _drawn(pdf: Pdf, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
