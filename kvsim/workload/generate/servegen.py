@@ -220,7 +220,9 @@ def _in_window(window: Window, rate_per_s: float, match_cv: bool, rng: np.random
     log = np.log(rng.standard_exponential(n)) / window.shape
     if window.family == "Gamma":
         log = np.log(rng.gamma(window.shape + 1, 1.0, n)) - rng.standard_exponential(n) / window.shape
-    gap = _power(log, _exponent(log, window.cv) if match_cv else 1.0)
+    log -= log.max()
+    gap = np.exp(log * (_exponent(log, window.cv) if match_cv else 1.0))
+    gap /= gap.mean()
     # The window's edges fall into one gap, of which nobody sees the length: an average one, so the others keep the CV.
     edge = int(np.argmin(np.abs(gap - 1)))
     gap[0], gap[edge] = gap[edge], gap[0]
@@ -228,25 +230,24 @@ def _in_window(window: Window, rate_per_s: float, match_cv: bool, rng: np.random
     return np.minimum(at, math.nextafter(WINDOW_S, 0.0))  # where one gap is nearly all, the sum rounds to the end
 
 
-def _power(log: Numbers, p: float) -> Numbers:
-    """Numbers of these logarithms to the power p, scaled to mean 1."""
-    value: Numbers = np.exp(p * (log - log.max()))
-    return value / float(value.mean())
-
-
 def _exponent(log: Numbers, cv: float) -> float:
-    """The power that gives numbers of these logarithms this CV, by bisection: the CV rises with it.
+    """The power that gives numbers of these logarithms (largest 0) this CV, by bisection: the CV rises with it.
 
     n numbers cannot have a CV above sqrt(n - 1); then it is what gives 99 % of that.
     """
     n = len(log)
-    target = min(cv, 0.99 * math.sqrt(n - 1))
+    target = min(cv, 0.99 * math.sqrt(n - 1)) ** 2 + 1  # the mean square over the squared mean
+
+    def too_even(p: float) -> bool:
+        value = np.exp(p * log)
+        return n * float(value @ value) < target * float(value.sum()) ** 2
+
     low, high = 0.0, 1.0
-    while n > 1 and _power(log, high).std() < target and high < 2**20:
+    while n > 1 and too_even(high) and high < 2**20:
         low, high = high, high * 2
-    for _ in range(30):
+    for _ in range(24):
         middle = (low + high) / 2
-        low, high = (middle, high) if _power(log, middle).std() < target else (low, middle)
+        low, high = (middle, high) if too_even(middle) else (low, middle)
     return (low + high) / 2
 
 
