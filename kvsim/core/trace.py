@@ -84,8 +84,13 @@ class Ragged:
         """The given rows (positions, or a mask), in that order."""
         counts = self.counts[rows]
         offsets = np.concatenate(([0], np.cumsum(counts)))
-        starts = self.offsets[:-1][rows]
-        return Ragged(self.values[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)], offsets)
+        shifts = self.offsets[:-1][rows] - offsets[:-1]
+        values = np.empty(int(offsets[-1]), np.int64)
+        for start in range(0, len(counts), 4096):  # some rows at a time: an index for all values is as large as they
+            stop = min(start + 4096, len(counts))
+            first, last = int(offsets[start]), int(offsets[stop])
+            values[first:last] = self.values[np.arange(first, last) + np.repeat(shifts[start:stop], counts[start:stop])]
+        return Ragged(values, offsets)
 
 
 COLUMNS: Final = (
@@ -121,14 +126,17 @@ class Trace:
       of, from its start. Block k covers tokens ``k * b`` to ``min((k + 1) * b, prompt_tokens)``: the last one may be
       partial. Fewer ids than blocks: nothing is known of the tokens behind them (formats that list full blocks only).
       No more ids than ``ceil(prompt_tokens / b)``.
-    - **An id stands for a block and everything before it**: two rows have the same id at the same position if, and
-      only if, their prompts agree up to the end of that block. So ids are numbered from 0, an id occurs at one
-      position only and always behind the same id, and readers renumber files in which this is otherwise.
+    - **An id stands for a block and everything before it**: the prompts of two rows with the same id at a position
+      agree up to the end of that block (or of the shorter prompt). So an id occurs at one position only and always
+      behind the same id. Ids are numbered from 0 without gaps over the whole trace; readers renumber ids that a file
+      keeps apart by session, or that name a block's own content only.
     - A block of the trace is not a KV block of an engine: a hit is worth tokens, and those are cut into KV blocks anew.
 
-    Provenance, filled in by readers: ``path``, ``format``, ``sha256``, ``rows``. For the m rows that failed in the
-    traced system, in file order: ``source_failed_before`` (m,) counts the rows of the trace that stand before it,
-    ``source_failed_ns`` (m,) its arrival on the same clock (may be negative), ``source_failed_prompt_tokens`` (m,).
+    Provenance, filled in by readers: ``path``, ``format``, ``sha256``, ``rows``; ``origin_ns``, the first row's time
+    since some midnight on the clock of the traced system, which gives hours of the day (None: not known). For the m
+    rows that failed in the traced system, in file order: ``source_failed_before`` (m,) counts the rows of the trace
+    that stand before it, ``source_failed_ns`` (m,) its arrival on the same clock (may be negative),
+    ``source_failed_prompt_tokens`` (m,).
     """
 
     arrival_ns: NDArray[np.int64]
@@ -154,6 +162,7 @@ class Trace:
     wait_for: Ragged | None = None
     prefix_hashes: Ragged | None = None
     hash_block_tokens: int | None = None
+    origin_ns: int | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_ns)

@@ -105,7 +105,7 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
             horizon_ns=_ns(scenario.measure.horizon_s),
             timeline_instants=scenario.measure.timeline_instants,
         ),
-        notes=(*preset.notes, *_notes(scenario, trace, pools, max_model_len)),
+        notes=(*preset.notes, *_notes(scenario, pools, max_model_len)),
         lock=lock_text(scenario.label, keys, checksums),
         scenario_hash=scenario_hash(keys, checksums),
     )
@@ -437,9 +437,7 @@ def _transformed(
     return trace
 
 
-def _notes(scenario: Scenario, trace: Trace, pools: tuple[ResolvedPool, ...], max_model_len: int) -> Iterator[str]:
-    if trace.wait_for is not None and scenario.workload.sessions == "closed":
-        yield "sub-agents: sent at their recorded times, and not waited for (not modelled yet)"
+def _notes(scenario: Scenario, pools: tuple[ResolvedPool, ...], max_model_len: int) -> Iterator[str]:
     for resolved in pools:
         name = "" if resolved.pool.role == "mixed" else f"{resolved.pool.role} pool: "
         generic = getattr(resolved.pool.cost, "generic_operators", ())

@@ -135,6 +135,7 @@ def rate_scale(trace: Trace, factor: float) -> Trace:
     return dataclasses.replace(
         trace,
         arrival_ns=arrival_ns.astype(np.int64),
+        origin_ns=None,  # the hours of the day are gone
         source_failed_ns=None if failed_ns is None else np.rint(failed_ns / factor).astype(np.int64),
     )
 
@@ -222,8 +223,8 @@ def merge(*traces: Trace) -> Trace:
     """The requests of all traces in order of arrival (ties: in order of the traces), each from its own first request.
 
     Sessions stay apart; tenants and models of the same name are the same. A column that only some have is filled: no
-    session, no pause, priority 0, no tenant, no model, no images, no deadline. Raises InputError for block ids of
-    different sizes.
+    session, no pause, priority 0, no tenant, no model, no images, no deadline. The file that the trace names is the
+    first one's. Raises InputError for block ids of different sizes.
     """
     if len(traces) == 1:
         return traces[0]
@@ -356,6 +357,7 @@ def _from_zero(trace: Trace) -> Trace:
     return dataclasses.replace(
         trace,
         arrival_ns=trace.arrival_ns - first,
+        origin_ns=None if trace.origin_ns is None else trace.origin_ns + first,
         source_failed_ns=None if failed_ns is None else failed_ns - first,
     )
 
@@ -437,9 +439,9 @@ def _gathered(
         columns["prefix_hashes"] = _blocks(traces).select(rows)
         columns["hash_block_tokens"] = next(t.hash_block_tokens for t in traces if t.hash_block_tokens)
     nothing: dict[str, Any] = dict.fromkeys(FAILED)
-    same = len({t.path for t in traces}) == 1
-    gone = {} if same else {"path": None, "format": None, "sha256": None}
-    return _from_zero(dataclasses.replace(traces[0], **nothing | gone | columns, rows=counts))
+    if len(traces) > 1:
+        nothing["origin_ns"] = None
+    return _from_zero(dataclasses.replace(traces[0], **nothing | columns, rows=counts))
 
 
 def _waits(traces: Sequence[Trace], rows: NDArray[np.int64], copy: NDArray[np.int64]) -> Ragged:

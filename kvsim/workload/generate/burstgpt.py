@@ -135,6 +135,7 @@ class BurstGPTRows:
             tenant_names=["API log", "Conversation log"],
             model=self.gpt4[kept].astype(np.int64),
             model_names=["ChatGPT", "GPT-4"],
+            origin_ns=first_s * 10**9,
             rows=TraceRows(read=len(kept), source_failed=int((~kept).sum())),
             source_failed_before=np.cumsum(kept, dtype=np.int64)[~kept],
             source_failed_ns=(self.timestamp_s[~kept] - first_s) * 10**9,

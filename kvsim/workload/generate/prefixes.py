@@ -131,7 +131,10 @@ def name_blocks(prompt: Column, chain: Column, shared: Shared | None, block_toke
             used += int(names.max() - used + most.max()) + 1 if len(names) else 0
     partial = end > prompt[row]
     values[partial] = used + np.arange(int(partial.sum()))
-    return Ragged(values, offsets)
+    there = np.zeros(int(values.max(initial=-1)) + 1, np.bool_)
+    there[values] = True
+    numbers = np.cumsum(there) - 1  # without gaps
+    return Ragged(numbers[values], offsets)
 
 
 def _dense(chain: Column, counts: Column) -> Column:

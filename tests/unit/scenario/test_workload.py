@@ -189,12 +189,3 @@ def test_the_schema_offers_parts_by_name_and_by_their_parameters() -> None:
     assert composed["properties"]["sessions"]["anyOf"] == [{"$ref": "#/$defs/sessions"}, {"type": "null"}]
     thin = next(t for t in definitions["transform"]["anyOf"] if t["properties"]["name"]["const"] == "thin")
     assert set(thin["properties"]) == {"name", "keep_frac", "seed"}
-
-
-def test_sub_agents_in_closed_sessions_are_noted(tmp_path: Path) -> None:
-    agents = "workload.generate.sessions={name: agent_chains, steps: 4, fan_out_frac: 0.5}"
-    note = "sub-agents: sent at their recorded times, and not waited for (not modelled yet)"
-    sets = (agents, "workload.transforms=[]")
-    assert note in resolved(tmp_path, *sets).notes
-    assert note not in resolved(tmp_path, *sets, "workload.sessions=open").notes
-    assert note not in resolved(tmp_path).notes

@@ -167,7 +167,9 @@ def test_a_window_moves_the_origin_to_its_first_request() -> None:
     cut = window(trace_of(10), 2.5, 6.0)
     assert cut.prompt_tokens.tolist() == [4, 5, 6]
     assert cut.arrival_ns.tolist() == [0, 10**9, 2 * 10**9]
-    assert window(trace_of(10)) is not None
+    noon = dataclasses.replace(trace_of(10), origin_ns=43_200 * 10**9)
+    assert window(noon, 2.5).origin_ns == 43_203 * 10**9
+    assert rate_scale(noon, 2).origin_ns is None
     assert len(window(trace_of(10), to_s=3)) == 3
 
 
