@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, get_args, get_origin
 
 from pydantic import TypeAdapter
 
@@ -49,7 +49,11 @@ def schema() -> Schema:
     for owner in (definitions["ClusterKeys"], definitions[PoolKeys.__name__]):
         _offer(owner["properties"]["gpu"], GPUS, {"type": "string"})
     _format(definitions["TraceKeys"]["properties"])
-    definitions["generate"] = _generate()
+    definitions["generate"] = _functions(seats.generators(), seats.UNNAMED["generator"])
+    definitions["transform"] = _functions(seats.transforms(), None)
+    definitions["WorkloadKeys"]["properties"]["transforms"]["items"] = {"$ref": "#/$defs/transform"}
+    for kind, table in seats.parts().values():
+        definitions[kind] = _part(kind, table)
     _offer(definitions["WorkloadKeys"]["properties"]["generate"], (), {"$ref": "#/$defs/generate"})
     for unused in (SeatKeys.__name__, KVKeys.__name__):
         definitions.pop(unused, None)
@@ -90,18 +94,28 @@ def _format(properties: Schema) -> None:
     properties["format"] = {"description": about, "anyOf": [names, PLUGIN, mapping], "default": "auto"}
 
 
-def _generate() -> Schema:
-    table = seats.generators()
+def _functions(table: Mapping[str, Callable[..., Any]], unnamed: str | None) -> Schema:
+    """A function by its name and its arguments; the name ``unnamed`` may be left out."""
     return {
         "type": "object",
         "properties": {"name": {"enum": sorted(table)}},
-        "anyOf": [_named(name, table[name], {}, name_required=True) for name in sorted(table)],
+        "anyOf": [_named(name, table[name], {}, name_required=name != unnamed) for name in sorted(table)],
     }
+
+
+def _part(kind: str, table: Mapping[str, str]) -> Schema:
+    """A part of a generator: a name, a mapping with it, for a distribution also a number."""
+    unnamed = seats.UNNAMED.get(kind)
+    named = [_named(n, plugins.load(kind, n, table), {}, name_required=n != unnamed) for n in sorted(table)]
+    named.append({"properties": {"name": PLUGIN}, "required": ["name"]})
+    names = {"enum": sorted(table)}
+    mapping = {"type": "object", "properties": {"name": {"anyOf": [names, PLUGIN]}}, "anyOf": named}
+    return {"anyOf": [*([{"type": "number"}] if kind == "distribution" else []), names, PLUGIN, mapping]}
 
 
 def _named(name: str, target: Callable[..., Any], beside: Schema, *, name_required: bool) -> Schema:
     """The mapping of one policy: its name, its parameters, and other keys of the section."""
-    parameters = seats.parameters_of(target).values()
+    parameters = seats.without(seats.parameters_of(target), "trace").values()
     required = ["name"] * name_required + [parameter.name for parameter in parameters if parameter.required]
     return {
         "description": first_line(target),
@@ -120,6 +134,14 @@ def _beside(seat: str) -> Schema:
 
 
 def _parameter(parameter: seats.Parameter) -> Schema:
+    part = seats.part_of(parameter.hint)
+    if part is not None:
+        found: Schema = {"$ref": f"#/$defs/{part[0]}"}
+        if get_origin(parameter.hint) is tuple:
+            found = {"type": "array", "items": found}
+        elif type(None) in get_args(parameter.hint):
+            found = {"anyOf": [found, {"type": "null"}]}
+        return found if parameter.required else {**found, "default": seats.plain(parameter.default)}
     found = TypeAdapter(parameter.hint).json_schema()
     if parameter.name.endswith(("_bytes", "_bytes_per_s")):
         found = {"anyOf": [found, {"type": "string"}]}

@@ -107,6 +107,10 @@ class WorkloadKeys(Section):
 
     trace: TraceKeys | None = Field(default=None, description="Replay this file.")
     generate: SeatKeys | None = Field(default=None, description="Make a trace: a generator's name and arguments.")
+    transforms: list[SeatKeys] = Field(
+        default_factory=list,
+        description="Changes to the trace before it is played, in this order: each a name and its arguments.",
+    )
     sessions: Literal["open", "closed"] = Field(
         default="open",
         description="open: every turn at its recorded time. closed: a later turn is sent think time after the "

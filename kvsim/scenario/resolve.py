@@ -396,7 +396,8 @@ def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], all
     if workload.trace is not None:
         trace = _read(scenario, workload.trace, keys["workload"]["trace"], files, allow_plugins)
     else:
-        trace = _generate(scenario, keys["workload"])
+        trace = _generate(scenario, keys["workload"], files, allow_plugins)
+    trace = _transformed(scenario, trace, keys["workload"], files, allow_plugins)
     if workload.sessions == "closed" and trace.session is None:
         raise source.error(
             "closed sessions need a trace that has sessions",
@@ -439,23 +440,56 @@ def _read(
     return trace
 
 
-def _generate(scenario: Scenario, keys: dict[str, Any]) -> Trace:
+def _generate(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool) -> Trace:
     """A trace from the scenario's seed and the arguments of a generator."""
+    from kvsim.workload.generate.arrivals import ClosedLoop
+
     section, key = scenario.workload.generate, ("workload", "generate")
     assert section is not None  # the keys were checked: a workload is read or generated
     table = seats.generators()
-    name = section.name
+    name = section.name or seats.UNNAMED["generator"]
     if name not in table:
-        near = nearest(name or "", table)
+        near = nearest(name, table)
         meant = f"did you mean {near!r}? " if near else ""
-        problem = f"unknown generator {name!r}" if name else "name is missing"
-        raise scenario.source.error(problem, (*key, "name"), f"{meant}known: {', '.join(sorted(table))}")
+        hint = f"{meant}known: {', '.join(sorted(table))}"
+        raise scenario.source.error(f"unknown generator {name!r}", (*key, "name"), hint)
     parameters = seats.parameters_of(table[name])
-    given = seats.arguments(parameters, section.parameters, scenario.source, key)
+    given = seats.arguments(parameters, section.parameters, scenario.source, key, allow_plugins=allow_plugins)
     defaults = {p.name: p.default for p in parameters.values() if not p.required}
     values = {**defaults, "seed": scenario.seed, **given}
+    if isinstance(values.get("arrivals"), ClosedLoop) and scenario.workload.sessions != "closed":
+        problem, hint = "a closed loop has no arrival times of its own", "write workload.sessions: closed"
+        raise scenario.source.error(problem, (*key, "arrivals"), hint)
     trace: Trace = seats.call(table[name], values, name, scenario.source, key)
     keys["generate"] = {"name": name, **{p: seats.plain(values[p], parameters[p].hint) for p in parameters}}
+    for p in parameters:
+        files |= dict(seats.files_in(values[p], (*key, p)))
+    return trace
+
+
+def _transformed(
+    scenario: Scenario, trace: Trace, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool
+) -> Trace:
+    """The trace after ``workload.transforms``, in their order. Each with a seed has one of its own by default."""
+    table, source = seats.transforms(), scenario.source
+    for idx, section in enumerate(scenario.workload.transforms):
+        key: Key = ("workload", "transforms", idx)
+        name = section.name
+        if name is None or name not in table:
+            near = nearest(name or "", table)
+            meant = f"did you mean {near!r}? " if near else ""
+            problem = f"unknown transform {name!r}" if name else "name is missing"
+            raise source.error(problem, (*key, "name"), f"{meant}known: {', '.join(sorted(table))}")
+        parameters = seats.without(seats.parameters_of(table[name]), "trace")
+        given = seats.arguments(parameters, section.parameters, source, key, allow_plugins=allow_plugins)
+        values = {p.name: p.default for p in parameters.values() if not p.required}
+        if "seed" in parameters:
+            values["seed"] = scenario.seed + idx
+        values |= given
+        trace = seats.call(table[name], {"trace": trace, **values}, name, source, key)
+        keys["transforms"][idx] = {"name": name, **{p: seats.plain(values[p], parameters[p].hint) for p in values}}
+        for p, value in values.items():
+            files |= dict(seats.files_in(value, (*key, p)))
     return trace
 
 

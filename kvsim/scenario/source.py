@@ -221,6 +221,8 @@ def expand(data: Mapping[str, Any], *, top: bool = True) -> dict[str, Any]:
             out[key] = expand(value, top=False)
         elif isinstance(value, list) and key == "pools":
             out[key] = [expand(pool, top=False) if isinstance(pool, dict) else pool for pool in value]
+        elif isinstance(value, list) and key == "transforms":
+            out[key] = [{"name": item} if isinstance(item, str) else item for item in value]
         else:
             out[key] = value
     return out
