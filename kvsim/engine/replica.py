@@ -446,8 +446,8 @@ class Replica(Steps):
             self._cut(now_ns)
             if self.stretch_end_ns <= now_ns:
                 self._apply()
-            else:
-                self.note_peak(self.blocks_free_now)
+        if self.stretch_steps:
+            self.note_peak(self.blocks_free_now)
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
         self._changed = True
