@@ -13,7 +13,7 @@ from kvsim.core.hardware import Efficiency, Gpu
 from kvsim.core.layers import Part
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
-from kvsim.costs.stretch import ARRAY_FROM_STEPS, linear_stretch
+from kvsim.costs.stretch import linear_stretch
 
 GENERIC: Final[Mapping[str, Efficiency]] = MappingProxyType(
     {
@@ -77,8 +77,8 @@ class RooflineStep:
     __slots__ = (
         "_decode_context_s",
         "_decode_fixed_s",
+        "_decode_lines",
         "_decode_request_s",
-        "_decodes_s",
         "_head_s",
         "_host_request_s",
         "_linear_s",
@@ -102,7 +102,7 @@ class RooflineStep:
         self._operators = operators
         self._linear_s: dict[int, float] = {}
         self._head_s: dict[int, float] = {0: 0.0}
-        self._decodes_s: dict[int, float] = {}  # a step of so many decodes, but for their context
+        self._decode_lines: dict[int, tuple[float, float]] = {}
         self._host_request_s = cost.host_request_s
 
         # One query token against one key: 2 multiply-adds per head and dimension. KV is read once per chunk.
@@ -145,18 +145,17 @@ class RooflineStep:
 
     def steps_s(self, shape: BatchShape, steps: int) -> Sequence[float] | NDArray[np.float64]:
         """Seconds of each of ``steps`` decode steps, (steps,): every decode gains a token of context per step."""
-        decodes = shape.decode_requests
+        return linear_stretch(*self.decode_line(shape.decode_requests), shape, steps)
+
+    def decode_line(self, decodes: int) -> tuple[float, float]:
+        """A step of so many decodes: seconds without context, and for each token of it."""
         try:
-            fixed_s = self._decodes_s[decodes]
+            return self._decode_lines[decodes]
         except KeyError:
-            fixed_s = self._linear_and_head_s(decodes, decodes) + (
-                self._decode_fixed_s + decodes * self._decode_request_s
-            )
-            self._decodes_s[decodes] = fixed_s
-        if steps < ARRAY_FROM_STEPS:  # as linear_stretch does it, a call less
-            first, context_s = shape.decode_context_tokens, self._decode_context_s
-            return [fixed_s + context * context_s for context in range(first, first + steps * decodes, decodes)]
-        return linear_stretch(fixed_s, self._decode_context_s, shape, steps)
+            fixed_s = self._linear_and_head_s(decodes, decodes)
+            fixed_s += self._decode_fixed_s + decodes * self._decode_request_s
+            line = self._decode_lines[decodes] = fixed_s, self._decode_context_s
+            return line
 
     def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
         """A pair of counts of which one is met for the first time: price its neighbours too, in one go."""

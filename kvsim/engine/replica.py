@@ -19,6 +19,8 @@ from kvsim.engine.steps import LONGEST_LEAP, Steps
 
 _LONGEST_LIST = 256
 """Beyond so many steps arrays beat lists by more than the way to the plain path costs."""
+_SHORTEST_PACED = 8
+"""A list of so few steps is cheaper than look-ups all over a table (cache misses)."""
 _INBOX = 512
 ROUND = 6755399441055744.0
 """1.5 * 2^52: x + ROUND - ROUND is x rounded half to even, for x below 2^51, in a third of the time of round()."""
@@ -87,7 +89,7 @@ class Replica(Steps):
         """
         (
             inbox, waiting, prefilling, running_now, finishing, kv, growth_blocks, release, join, step_s, steps_s,
-            gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks,
+            decode_line, gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks,
             behind, bookings, paces, paced, finish_column, max_gap_column, first_token_column, computed_column,
         ) = self._tools  # fmt: skip
         sample_ns = samples.next_ns
@@ -197,7 +199,7 @@ class Replica(Steps):
                     if prefilling or once:
                         steps = 1
                     pace = None
-                    if decodes < paced:
+                    if decodes < paced and steps > _SHORTEST_PACED:
                         pace = paces[decodes]
                         if pace is None or pace.size <= context + steps * decodes:
                             pace, steps = self._pace.reach(decodes, context, steps)
@@ -225,13 +227,21 @@ class Replica(Steps):
                                 steps = until_arrival
                         if steps > _LONGEST_LIST:
                             break
-                        decode_shape.decode_requests = decode_shape.sampled_requests = decodes
-                        decode_shape.decode_context_tokens = context
-                        decode_shape.decode_context_squares = squares
-                        seconds = steps_s(decode_shape, steps)
-                        if type(seconds) is not list:
-                            seconds = np.asarray(seconds).tolist()
-                        durations = [s * 1e9 + ROUND - ROUND for s in seconds]
+                        if decode_line:
+                            fixed_s, token_s = decode_line(decodes)
+                            upto = context + steps * decodes
+                            durations = [
+                                (fixed_s + tokens * token_s) * 1e9 + ROUND - ROUND
+                                for tokens in range(context, upto, decodes)
+                            ]
+                        else:
+                            decode_shape.decode_requests = decode_shape.sampled_requests = decodes
+                            decode_shape.decode_context_tokens = context
+                            decode_shape.decode_context_squares = squares
+                            seconds = steps_s(decode_shape, steps)
+                            if type(seconds) is not list:
+                                seconds = np.asarray(seconds).tolist()
+                            durations = [s * 1e9 + ROUND - ROUND for s in seconds]
                         end = start + int(sum(durations))
                         duration = int(durations[-1])
                         while end - duration >= arrival_ns:  # this one would be launched after the arrival
@@ -436,8 +446,8 @@ class Replica(Steps):
             self._cut(now_ns)
             if self.stretch_end_ns <= now_ns:
                 self._apply()
-            else:
-                self.note_peak(self.blocks_free_now)
+        if self.stretch_steps:
+            self.note_peak(self.blocks_free_now)
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
         self._changed = True

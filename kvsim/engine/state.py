@@ -230,6 +230,7 @@ class ReplicaState:
         self._tools = (
             self.inbox, self.waiting, self.prefilling, self.running_now, self._finishing, self.kv,
             self.kv.growth_blocks, self.kv.release, self.kv.join, self._step_s, self._steps_s,
+            getattr(pool.cost, "decode_line", None),
             self._gap_starts, self._gap_sizes, self._gaps.values, self._gaps.runs, self._decode_shape,
             samples, self._longest_last, self.total_blocks,
             self._behind, self.bookings, pace.tables, paced, columns.finish_ns,
