@@ -23,9 +23,11 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 COMMANDS = {
     "list": ("inspect:list_", "List what a scenario can name."),
+    "merge": ("sweep:merge", "Join the parts of a sweep."),
     "plot": ("inspect:plot", "Draw the figures of a result folder."),
     "run": ("run:run", "Simulate a scenario."),
     "schema": ("inspect:schema", "Print the JSON Schema of scenario files."),
+    "sweep": ("sweep:sweep", "Simulate a scenario at many points."),
     "validate": ("run:validate", "Check a scenario without running it."),
 }
 """Command -> module and function in this package, and its line in ``kvsim --help``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from kvsim.scenario.source import Key
 from kvsim.workload import read_trace
 from kvsim.workload.transforms import limit, rate_scale
 
+TRACE: Key = ("workload", "trace", "path")
+
 
 @dataclass(frozen=True)
 class ResolvedPool:
@@ -49,8 +51,8 @@ class ResolvedPool:
 class Resolved:
     """A scenario with nothing left to decide.
 
-    ``notes`` say where the run differs from what the preset's engine does. ``lock`` is the text of
-    scenario.lock.yaml: running it gives the same result. ``scenario_hash`` covers all that the lock says, with the
+    ``notes`` say where the run differs from what the preset's engine does. ``keys`` are the scenario with every
+    default written out, ``checksums`` the SHA-256 of the file behind a key. ``scenario_hash`` covers both, with the
     checksum of each file in place of its path, so that it is the same wherever the files lie.
     """
 
@@ -61,8 +63,14 @@ class Resolved:
     cluster: Cluster
     options: RunOptions
     notes: tuple[str, ...]
-    lock: str
+    keys: Mapping[str, Any]
+    checksums: Mapping[Key, str]
     scenario_hash: str
+
+    @property
+    def lock(self) -> str:
+        """The text of scenario.lock.yaml: running it gives the same result."""
+        return lock_text(self.scenario.label, self.keys, self.checksums)
 
     @property
     def gpus(self) -> int:
@@ -70,19 +78,24 @@ class Resolved:
         return sum(p.pool.replicas * p.tensor_parallel_size for p in self.pools)
 
 
-def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
+Read = Callable[[Path, str, bool], Trace]
+"""``read_trace``, or a reader that remembers: path, format and whether plug-ins are allowed."""
+
+
+def resolve(scenario: Scenario, *, allow_plugins: bool = True, read: Read = read_trace) -> Resolved:
     """Read the files that a scenario names, and build what it describes.
 
-    With ``allow_plugins`` off, policies of others (``package.module:Class``) are refused. Raises InputError for
-    anything that is missing, unknown or does not fit together, and for a lock whose files have changed.
+    With ``allow_plugins`` off, policies of others (``package.module:Class``) are refused. ``read`` reads the trace (a
+    sweep shares one between its runs). Raises InputError for anything that is missing, unknown or does not fit
+    together, and for a lock whose files have changed.
     """
     preset = _preset(scenario)
     model, model_name, model_file = _model(scenario)
     max_model_len = _max_model_len(scenario, model)
     pools = tuple(_pools(scenario, preset, model, max_model_len, allow_plugins))
     keys, files = _written_out(scenario, model_name, model_file, max_model_len, pools)
-    trace = _trace(scenario, keys, files, allow_plugins)
-    checksums = {key: sha256_of(path) for key, path in files.items()}
+    trace = _trace(scenario, keys, files, allow_plugins, read)
+    checksums = {key: (key == TRACE and trace.sha256) or sha256_of(path) for key, path in files.items()}
     check_lock(scenario, files, checksums)
     workload, link = scenario.workload, scenario.cluster.link
     return Resolved(
@@ -106,7 +119,8 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
             timeline_instants=scenario.measure.timeline_instants,
         ),
         notes=(*preset.notes, *_notes(scenario, pools, max_model_len)),
-        lock=lock_text(scenario.label, keys, checksums),
+        keys=keys,
+        checksums=checksums,
         scenario_hash=scenario_hash(keys, checksums),
     )
 
@@ -344,11 +358,11 @@ def _written_out(
     return keys, files
 
 
-def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool) -> Trace:
+def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool, read: Read) -> Trace:
     """The requests; writes what was found about them into ``keys`` and ``files``."""
     workload, source = scenario.workload, scenario.source
     if workload.trace is not None:
-        trace = _read(scenario, workload.trace, keys["workload"]["trace"], files, allow_plugins)
+        trace = _read(scenario, workload.trace, keys["workload"]["trace"], files, allow_plugins, read)
     else:
         trace = _generate(scenario, keys["workload"])
     if workload.sessions == "closed" and trace.session is None:
@@ -361,9 +375,9 @@ def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], all
 
 
 def _read(
-    scenario: Scenario, wanted: TraceKeys, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool
+    scenario: Scenario, wanted: TraceKeys, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool, read: Read
 ) -> Trace:
-    source, key = scenario.source, ("workload", "trace", "path")
+    source, key = scenario.source, TRACE
     folder = source.folder(key)
     path = (folder / Path(wanted.path).expanduser()).resolve()
     if not path.is_file():
@@ -372,7 +386,7 @@ def _read(
         start = "the scenario file" if from_file else "the working directory"
         raise source.error(f"{path} {problem}", key, f"a relative path starts at {start}")
     with source.locate(("workload", "trace", "format")):
-        trace = read_trace(path, wanted.format, allow_plugins=allow_plugins)
+        trace = read(path, wanted.format, allow_plugins)
     files[key] = path
     keys |= {"path": str(path), "format": trace.format}
     if wanted.limit is not None:

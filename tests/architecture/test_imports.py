@@ -16,7 +16,7 @@ from kvsim.core.plugins import load
 HOUSE = Path(kvsim.__file__).parent
 THIRD_PARTIES = {
     "click", "hypothesis", "matplotlib", "numpy", "pandas", "pyarrow", "pydantic", "pydantic_core", "pytest", "rich",
-    "ruamel", "scipy", "simpy",
+    "ray", "ruamel", "scipy", "simpy",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"core"},
     "report": {"core", "metrics"},
     "scenario": {"core", "workload", "schedulers", "kv", "routers", "costs", "hardware", "models"},
+    "sweeps": {"api", "core", "engine", "hardware", "metrics", "report", "scenario", "workload"},
 }
 """Rooms of the house and the rooms that each may enter. ``testing``, ``api`` and ``cli`` stand on top and enter any."""
 
@@ -40,9 +41,16 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic": ("kvsim.scenario",),
     "pydantic_core": ("kvsim.scenario",),
     "ruamel": ("kvsim.scenario",),
-    "pandas": ("kvsim.report",),
+    "pandas": ("kvsim.report", "kvsim.sweeps"),
     "matplotlib": ("kvsim.report",),
-    "pyarrow": ("kvsim.workload.readers", "kvsim.workload.writers", "kvsim.report", "kvsim.hardware.calibration"),
+    "pyarrow": (
+        "kvsim.workload.readers",
+        "kvsim.workload.writers",
+        "kvsim.report",
+        "kvsim.hardware.calibration",
+        "kvsim.sweeps",
+    ),
+    "ray": ("kvsim.sweeps.ray",),
     "scipy": ("kvsim.hardware.calibration",),
     "click": ("kvsim.cli",),
     "rich": ("kvsim.cli", "kvsim.report"),
