@@ -21,7 +21,7 @@ from kvsim.scenario.source import dotted
 from kvsim.sweeps.design import METHODS, MOST_RUNS, Method, Point, Shard, points
 from kvsim.sweeps.executors import find_executor, outcomes
 from kvsim.sweeps.store import Store, results_table
-from kvsim.sweeps.traces import SharedTraces
+from kvsim.sweeps.traces import CannotShare, SharedTraces
 from kvsim.sweeps.work import Outcome, Task, address_of
 
 if TYPE_CHECKING:
@@ -197,9 +197,9 @@ def _compute(
             rows.append(row)
             try:
                 resolved = resolve(run.scenario, allow_plugins=allow_plugins, read=traces.read)
+            except CannotShare:
+                raise
             except InputError as error:
-                if error.key == "--out":
-                    raise  # no room for the trace: nothing could run
                 row["error"] = str(error)
                 report(failures=1)
                 continue

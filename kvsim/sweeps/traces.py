@@ -19,6 +19,10 @@ from kvsim.core.trace import Trace
 from kvsim.workload import read_trace
 
 
+class CannotShare(InputError):
+    """No run of the sweep can start: not a mistake in one of its scenarios."""
+
+
 class SharedTraces:
     """Reads trace files for a sweep: each once, kept as an Arrow file in ``folder``.
 
@@ -30,7 +34,7 @@ class SharedTraces:
         self.files: dict[tuple[str, str], Path] = {}
 
     def read(self, path: Path, format: str, allow_plugins: bool) -> Trace:
-        """The trace in a file. Raises InputError as ``read_trace``, and if there is no room for the Arrow file."""
+        """The trace in a file. Raises InputError as ``read_trace``, and CannotShare if there is no room for the Arrow file."""
         key = (str(path), format)
         if key not in self.files:
             stat = path.stat()
@@ -58,7 +62,7 @@ def mapped(files: Mapping[tuple[str, str], Path], path: Path, format: str, allow
 def write_arrow(trace: Trace, file: Path) -> None:
     """Write a trace as one row of lists, so that columns may differ in length; appears when complete.
 
-    Raises InputError if it cannot be written.
+    Raises CannotShare if it cannot be written.
     """
     columns: dict[str, Any] = {}
     plain = _taken_apart(trace, "", columns)
@@ -71,10 +75,9 @@ def write_arrow(trace: Trace, file: Path) -> None:
             writer.write_batch(batch)
         os.replace(temporary, file)
     except OSError as error:
-        raise InputError(
-            f"{file} cannot be written: {os.strerror(error.errno) if error.errno else error}",
-            key="--out",
-            hint="free some space or name another folder",
+        problem = os.strerror(error.errno) if error.errno else str(error)
+        raise CannotShare(
+            f"the parsed trace cannot be written: {problem}", file=file, hint="free some space or name another folder"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
