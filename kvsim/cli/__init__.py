@@ -22,6 +22,7 @@ from kvsim.core.errors import InputError
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 COMMANDS = {
+    "check": ("check:check", "Hold scenarios to what they expect of themselves."),
     "list": ("inspect:list_", "List what a scenario can name."),
     "merge": ("sweep:merge", "Join the parts of a sweep."),
     "plot": ("inspect:plot", "Draw the figures of a result folder."),

@@ -337,8 +337,8 @@ class _PoolResolver:
 def _written_out(
     scenario: Scenario, model: str, model_file: Path, max_model_len: int, pools: tuple[ResolvedPool, ...]
 ) -> tuple[dict[str, Any], dict[Key, Path]]:
-    """The scenario with every default in place, without output and lock; and the file behind each key."""
-    keys = scenario.model_dump(exclude={"output", "lock"})
+    """The scenario with every default in place, without expect, output and lock; and the file behind each key."""
+    keys = scenario.model_dump(exclude={"expect", "output", "lock"})
     keys["model"] = model
     files: dict[Key, Path] = {("model",): model_file}
     cluster = keys["cluster"] | {"max_model_len": max_model_len}

@@ -29,7 +29,7 @@ SHORT_FORMS = {
 }
 """Sections that may be written as a bare string, and the key that the string stands for."""
 
-SECTIONS = ("workload", "cluster", "router", "engine", "scheduler", "kv", "cost", "slo", "measure", "output")
+SECTIONS = ("workload", "cluster", "router", "engine", "scheduler", "kv", "cost", "slo", "measure", "expect", "output")
 """Top-level keys that hold keys: one with nothing behind it counts as left out."""
 
 

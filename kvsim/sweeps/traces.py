@@ -34,7 +34,7 @@ class SharedTraces:
         self.files: dict[tuple[str, str], Path] = {}
 
     def read(self, path: Path, format: str, allow_plugins: bool) -> Trace:
-        """The trace in a file. Raises InputError as ``read_trace``, and CannotShare if there is no room for the Arrow file."""
+        """The trace in a file. Raises InputError as ``read_trace``, CannotShare if its Arrow file cannot be written."""
         key = (str(path), format)
         if key not in self.files:
             stat = path.stat()

@@ -305,7 +305,10 @@ def test_a_trace_that_changes_is_read_again(tmp_path: Path) -> None:
     ("args", "message"),
     [
         (("--vary", "cluster.replicas=2"), "has one value"),
-        (("--executor", "dusk"), "executor: unknown executor 'dusk'; known: processes, ray, or package.module:factory"),
+        (
+            ("--executor", "dusk"),
+            "executor: unknown executor 'dusk'; known: processes, here, ray, or package.module:factory",
+        ),
         (("--executor", "os:getcwd"), "os:getcwd gave a str, not a concurrent.futures.Executor"),
         (("--shard", "4/3"), "--shard: '4/3' is not I/N"),
         (("--method", "lhs"), "lhs needs the number of points"),
