@@ -23,6 +23,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 COMMANDS = {
     "check": ("check:check", "Hold scenarios to what they expect of themselves."),
+    "compare": ("compare:compare", "Compare runs of the same requests."),
     "list": ("inspect:list_", "List what a scenario can name."),
     "merge": ("sweep:merge", "Join the parts of a sweep."),
     "plot": ("inspect:plot", "Draw the figures of a result folder."),

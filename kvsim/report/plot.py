@@ -5,8 +5,9 @@ Drawn on ``Figure`` objects, never through pyplot, so that nothing global change
 
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -30,7 +31,7 @@ MANY_POINTS: Final = 4000
 """Up to so many requests are drawn as points; more become a density."""
 
 # Okabe and Ito's palette: told apart also with a colour vision deficiency, and in grey
-_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY: Final = "#555555"
 _ALARM: Final = "#b00020"
 _STYLE: Final[dict[Any, Any]] = {
@@ -76,10 +77,7 @@ def plot_run(
     ``out_dir`` is made if it is missing; None draws into the run folder. Raises InputError for a folder that is no
     run folder, an unknown format, or a folder that cannot be written.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        asked = repr(unknown[0]) if unknown else "none"
-        raise InputError(f"unknown format {asked}", key="formats", hint=f"known: {', '.join(FORMATS)}")
+    _known(formats)
     run = _read(run_dir)
     target = Path(run_dir if out_dir is None else out_dir)
     figures: dict[str, Callable[[_Run], Figure]] = {
@@ -87,6 +85,22 @@ def plot_run(
         "timeline": _timeline,
         "ttft_by_prompt": _ttft_by_prompt,
     }
+    return drawn({name: partial(draw, run) for name, draw in figures.items()}, target, formats)
+
+
+def _known(formats: Sequence[str]) -> None:
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        asked = repr(unknown[0]) if unknown else "none"
+        raise InputError(f"unknown format {asked}", key="formats", hint=f"known: {', '.join(FORMATS)}")
+
+
+def drawn(figures: Mapping[str, Callable[[], "Figure"]], target: Path, formats: Sequence[str]) -> list[Path]:
+    """Draw figures in the house's style and write each in each format. Returns the paths.
+
+    Equal figures give equal bytes. Raises InputError for an unknown format, or a folder that cannot be written.
+    """
+    _known(formats)
     import matplotlib
 
     written = []
@@ -96,7 +110,7 @@ def plot_run(
             matplotlib.rcdefaults()  # whatever the user's own style says
             matplotlib.rcParams.update(_STYLE)
             for name, draw in figures.items():
-                figure = draw(run)
+                figure = draw()
                 for kind in formats:
                     path = target / f"{name}.{kind}"
                     # a date in the file would make equal runs differ
@@ -164,7 +178,7 @@ def _latency(run: _Run) -> "Figure":
             continue
         shares = _cdf_shares(len(values))
         levels = np.percentile(values, shares * 100)
-        axes.step(levels, shares * 100, where="post", color=_COLOURS[0], linewidth=1.8)
+        axes.step(levels, shares * 100, where="post", color=COLOURS[0], linewidth=1.8)
         for percent, line in ((50, ":"), (90, "-."), (99, "--")):
             value = float(np.percentile(values, percent))
             axes.axvline(value, color=_GREY, linestyle=line, linewidth=0.9, label=f"p{percent}  {value:.4g} {unit}")
@@ -172,10 +186,10 @@ def _latency(run: _Run) -> "Figure":
             bound = limits_ms[name] / 1e3 * scale
             label = f"SLO  {bound:.4g} {unit}"
             if values.min() <= bound <= values.max():
-                axes.axvline(bound, color=_COLOURS[1], linewidth=1.4, label=label)
+                axes.axvline(bound, color=COLOURS[1], linewidth=1.4, label=label)
             else:  # named, but the axis belongs to the values
-                axes.plot([], [], color=_COLOURS[1], linewidth=1.4, label=f"{label} (outside)")
-        _log_if_wide(axes, "x", values)
+                axes.plot([], [], color=COLOURS[1], linewidth=1.4, label=f"{label} (outside)")
+        log_if_wide(axes, "x", values)
         axes.set_ylim(0, 101)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     panels[0].set_ylabel("Requests (%)")
@@ -234,7 +248,7 @@ def _draw_replicas(axes: "Axes", run: _Run, column: str, scale: float) -> None:
         groups = {role: [k for k in range(len(roles)) if roles[k] == role] for role in kinds}
     else:
         groups = {f"replica {k}" + (f" ({role})" if len(kinds) > 1 else ""): [k] for k, role in enumerate(roles)}
-    for (name, members), colour in zip(groups.items(), _COLOURS, strict=False):
+    for (name, members), colour in zip(groups.items(), COLOURS, strict=False):
         instants, held = _held(time_s, replica, values, members)
         if column == "batch_tokens":
             stride = -(-held.size * len(groups) // MANY_POINTS)
@@ -281,7 +295,7 @@ def _ttft_by_prompt(run: _Run) -> "Figure":
         _say(axes, "no request finished")
         return figure
     if len(prompt) <= MANY_POINTS:
-        axes.scatter(prompt, ttft_s, s=10, color=_COLOURS[0], alpha=0.5, linewidths=0, label="request")
+        axes.scatter(prompt, ttft_s, s=10, color=COLOURS[0], alpha=0.5, linewidths=0, label="request")
     else:
         bins = axes.hexbin(
             prompt,
@@ -295,9 +309,9 @@ def _ttft_by_prompt(run: _Run) -> "Figure":
             yscale="log" if _is_wide(ttft_s) else "linear",
         )
         figure.colorbar(bins, ax=axes, label="Requests per cell", format="%g")
-    axes.plot(*_median_by_length(prompt, ttft_s), color=_COLOURS[1], linewidth=1.8, label="median")
-    _log_if_wide(axes, "x", prompt)
-    _log_if_wide(axes, "y", ttft_s)
+    axes.plot(*_median_by_length(prompt, ttft_s), color=COLOURS[1], linewidth=1.8, label="median")
+    log_if_wide(axes, "x", prompt)
+    log_if_wide(axes, "y", ttft_s)
     axes.set_title(f"Finished requests: {len(prompt):,}")
     axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
@@ -315,7 +329,7 @@ def _is_wide(values: NDArray[np.float64]) -> bool:
     return bool(values.min() > 0 and values.max() / values.min() > 20)
 
 
-def _log_if_wide(axes: "Axes", which: Literal["x", "y"], values: NDArray[np.float64]) -> None:
+def log_if_wide(axes: "Axes", which: Literal["x", "y"], values: NDArray[np.float64]) -> None:
     """A logarithmic axis where a linear one would hide most values; plain numbers, every 1, 2, 5 if there is room."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
