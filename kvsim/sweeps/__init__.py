@@ -2,7 +2,7 @@
 
 The steps, one per file: ``design.py`` says which points, ``work.py`` does one run, ``traces.py`` shares a parsed trace,
 ``executors.py`` is where runs are computed, ``store.py`` keeps them by what they depend on, ``driver.py`` puts a sweep
-together. ``capacity.py`` searches, ``expect.py`` judges; both ask for runs through the same seam.
+together. ``sizing.py`` searches, ``expect.py`` judges; both ask for runs through the same seam.
 
 Implement here: an executor (anything that is a ``concurrent.futures.Executor``; name it ``package.module:factory``) or
 a way to choose points (``design.py``). May import: everything below the command line. Copy: ``ray.py``. Check:
@@ -10,5 +10,6 @@ a way to choose points (``design.py``). May import: everything below the command
 """
 
 from kvsim.sweeps.driver import sweep
+from kvsim.sweeps.sizing import capacity
 
-__all__ = ["sweep"]
+__all__ = ["capacity", "sweep"]
