@@ -276,16 +276,17 @@ class _Search:
     ) -> Answer:
         base = self._start()
 
-        def border(certainty: int) -> float | None:
+        def border(certainty: int) -> Interval | None:
             if progress is not None:
                 named = ", ".join(f"{value}" for value in point.values())
                 progress(f"{named}: {len(self.levels)} values looked at")
             return self._fewest(base, certainty) if self.find == "replicas" else self._largest(base, certainty)
 
-        value = border(1)
-        if value is None:
+        found = border(1)
+        if found is None:
             return Answer(point, self.find, None, looked_at=self._looked_at(), reason=self._reason())
-        middle, lucky = border(0) or value, border(-1) or value
+        value = found[0]
+        middle, lucky = (border(0) or found)[0], (border(-1) or found)[1]
         level = self.level(value)
         rate = mean([row["request_rate"] for row in level.rows if isinstance(row["request_rate"], float)] or [math.nan])
         if self.recorded:
@@ -318,8 +319,9 @@ class _Search:
             raise self.scenario.source.error("is no number to start from", self.key, "write one, as 1")
         return int(node) if self.find == "replicas" else float(node)
 
-    def _largest(self, start: float, certainty: int) -> float | None:
-        """Doubling (or halving) until the border lies between two values, then bisecting their ratio."""
+    def _largest(self, start: float, certainty: int) -> Interval | None:
+        """The largest value that keeps the SLO and the smallest above it that does not: doubling (or halving) until
+        the border lies between two values, then bisecting their ratio."""
         low = high = start
         if self.keeps(start, certainty):
             for _ in range(DOUBLINGS):
@@ -344,9 +346,10 @@ class _Search:
             if not low < middle < high:
                 break
             low, high = (middle, high) if self.keeps(middle, certainty) else (low, middle)
-        return low
+        return low, high
 
-    def _fewest(self, start: float, certainty: int) -> int | None:
+    def _fewest(self, start: float, certainty: int) -> Interval | None:
+        """The fewest replicas that keep the SLO, twice."""
         low, high = 0, int(start)
         while not self.keeps(high, certainty):
             low, high = high, high * 2
@@ -355,7 +358,7 @@ class _Search:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self.keeps(middle, certainty) else (middle, high)
-        return high
+        return high, high
 
     def _hopeless(self, replicas: int) -> bool:
         """More replicas than requests were ever in the system at once change nothing."""
