@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import PrivateAttr, ValidationError
 
+from kvsim.core import html
 from kvsim.scenario.keys import ScenarioKeys
 from kvsim.scenario.messages import explain
 from kvsim.scenario.source import Override, Source, apply, expand, overrides_of, read_yaml, varied
@@ -56,6 +57,18 @@ class Scenario(ScenarioKeys):
         for key, _ in varied(keys):
             raise written.error("has several values, and a run takes one", key, "kvsim sweep runs them all")
         return cls(written, **keys)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the keys that were given, by section."""
+
+
+        def text(value: Any) -> str:
+            if isinstance(value, dict):
+                return "{" + ", ".join(f"{name}: {text(inner)}" for name, inner in value.items()) + "}"
+            return f"[{', '.join(map(text, value))}]" if isinstance(value, list) else str(value)
+
+        given = self.model_dump(exclude_unset=True)
+        return html.card(f"Scenario {self.label}", {section: text(value) for section, value in given.items()})
 
     @property
     def source(self) -> Source:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from kvsim.scenario.resolve import resolve
 from kvsim.scenario.source import dotted
 from kvsim.sweeps.design import METHODS, MOST_RUNS, Method, Point, Shard, points
 from kvsim.sweeps.executors import find_executor, outcomes
-from kvsim.sweeps.store import Store, results_table
+from kvsim.sweeps.store import Store, results_rows, results_table
 from kvsim.sweeps.traces import CannotShare, SharedTraces
 from kvsim.sweeps.work import Outcome, Task, address_of
 
@@ -35,10 +36,15 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A finished sweep: its manifest (``sweep.json``) and its table (``results.parquet``, a pyarrow Table)."""
+    """A finished sweep: its manifest (``sweep.json``) and its rows (``results.parquet``)."""
 
     manifest: dict[str, Any]
-    table: Any
+    rows: list[dict[str, Any]]
+
+    @cached_property
+    def table(self) -> Any:
+        """The rows as a pyarrow Table (which imports pandas)."""
+        return results_table(self.manifest, self.rows)
 
     @property
     def failed(self) -> int:
@@ -136,10 +142,11 @@ def run_sweep(
         rows = _compute(mine, store, traces, pool, workers or os.cpu_count() or 1, allow_plugins, progress)
         manifest = about | {"runs": rows}
         known = {run["address"]: store.get(run["address"]) for run in rows if run["address"] and not run["error"]}
-        table = results_table(manifest, {address: outcome for address, outcome in known.items() if outcome})
-        store.finish(manifest, table)
+        found = Sweep(manifest, results_rows(manifest, {a: outcome for a, outcome in known.items() if outcome}))
+        if folder is not None:
+            store.finish(manifest, found.table)
         traces.remove()
-    return Sweep(manifest, table)
+    return found
 
 
 def _runs(question: Question, chosen: Sequence[Point], repetitions: int) -> Iterator[_Run]:

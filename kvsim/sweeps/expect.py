@@ -244,7 +244,7 @@ class Runs:
             executor = self.executor or ("processes" if self.workers > 1 else "here")
             question = Question.load(self.scenario, {"seed": wanted})
             found = run_sweep(question, workers=self.workers, executor=executor, allow_plugins=self.allow_plugins)
-            self.rows += found.table.to_pylist()
+            self.rows += found.rows
         return self.rows[:seeds]
 
     @cached_property

@@ -110,10 +110,10 @@ def _json(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
-def results_table(manifest: Mapping[str, Any], found: Mapping[str, Outcome]) -> Any:
-    """The pyarrow Table of a sweep: ``point``, the axes, ``seed``, ``error``, then every figure of the summary.
+def results_rows(manifest: Mapping[str, Any], found: Mapping[str, Outcome]) -> list[dict[str, Any]]:
+    """The rows of a sweep: ``point``, the axes, ``seed``, ``error``, then every figure of the summary, ``address``.
 
-    ``manifest["runs"]`` says which rows; ``found`` has the summary behind each address. Equal runs give equal tables.
+    ``manifest["runs"]`` says which rows; ``found`` has the summary behind each address.
     """
     rows = []
     for run in manifest["runs"]:
@@ -121,6 +121,11 @@ def results_table(manifest: Mapping[str, Any], found: Mapping[str, Outcome]) -> 
         outcome = found.get(run["address"]) if run["address"] else None
         own = figures(outcome["summary"]) if outcome else {}
         rows.append(row | {name: value for name, value in own.items() if name not in row} | {"address": run["address"]})
+    return rows
+
+
+def results_table(manifest: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The rows as a pyarrow Table. Equal rows give equal tables."""
     names = list(dict.fromkeys(name for row in rows for name in row if name != "address"))
     columns = {name: _column([row.get(name) for row in rows]) for name in (*names, "address")}
     about = {
@@ -206,7 +211,7 @@ def merge(folders: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]
             store.put(run["address"], outcome)
             found[run["address"]] = outcome
     manifest = first | {"shard": None, "runs": [run for _, run in sorted(runs.items())]}
-    table = results_table(manifest, found)
+    table = results_table(manifest, results_rows(manifest, found))
     store.finish(manifest, table)
     return table
 
