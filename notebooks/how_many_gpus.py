@@ -26,7 +26,7 @@ PROJECT = HERE if (HERE / "scenarios").is_dir() else HERE.parent
 TRACE = PROJECT / "traces" / "burstgpt_like.csv"
 GPUS = {"h100-sxm": 2.69, "a100-80gb-sxm": 1.39, "l40s": 0.79}  # USD per hour, list prices of one cloud: put yours here
 SCENARIO = kvsim.Scenario(
-    workload={"trace": {"path": str(TRACE), "rate_scale": 150}},
+    workload={"trace": {"path": str(TRACE), "rate_scale": 100}},
     model="llama-3.1-8b",
     cluster={"max_model_len": 8192},
     router="least_tokens",
@@ -45,7 +45,7 @@ SCENARIO  # noqa: B018  (the last value of a cell is shown)
 
 # %%
 load = kvsim.sweep(
-    SCENARIO, {"cluster.gpu": list(GPUS), "workload.trace.rate_scale": [12.5, 25, 50, 100, 200, 300, 400, 600]}
+    SCENARIO, {"cluster.gpu": list(GPUS), "workload.trace.rate_scale": [12.5, 25, 50, 100, 200, 400]}
 )
 print(load.pivot_table(index="workload.trace.rate_scale", columns="cluster.gpu", values="slo_attainment").round(3))
 
@@ -57,7 +57,7 @@ print(load.pivot_table(index="workload.trace.rate_scale", columns="cluster.gpu",
 
 # %%
 answers = kvsim.capacity(
-    SCENARIO, {"cluster.gpu": list(GPUS)}, find="replicas", attainment=0.9, confidence=0.95, seeds=5, prices=GPUS
+    SCENARIO, {"cluster.gpu": list(GPUS)}, find="replicas", attainment=0.9, confidence=0.95, seeds=4, prices=GPUS
 )
 fleet = pd.DataFrame(
     {

@@ -61,7 +61,6 @@ class Scenario(ScenarioKeys):
     def _repr_html_(self) -> str:
         """For notebooks: the keys that were given, by section."""
 
-
         def text(value: Any) -> str:
             if isinstance(value, dict):
                 return "{" + ", ".join(f"{name}: {text(inner)}" for name, inner in value.items()) + "}"
