@@ -44,9 +44,7 @@ SCENARIO  # noqa: B018  (the last value of a cell is shown)
 # Runs are computed on all cores, and kept if `out=` names a folder.
 
 # %%
-load = kvsim.sweep(
-    SCENARIO, {"cluster.gpu": list(GPUS), "workload.trace.rate_scale": [12.5, 25, 50, 100, 200, 400]}
-)
+load = kvsim.sweep(SCENARIO, {"cluster.gpu": list(GPUS), "workload.trace.rate_scale": [12.5, 25, 50, 100, 200, 400]})
 print(load.pivot_table(index="workload.trace.rate_scale", columns="cluster.gpu", values="slo_attainment").round(3))
 
 # %% [markdown]
