@@ -89,7 +89,8 @@ share.set(
     title="one replica",
     ylim=(0, 102),
 )
-share.xaxis.set_major_formatter("{x:g}")
+share.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+share.minorticks_off()
 share.legend()
 for idx, answer in enumerate(answers):
     gpu, usd = answer.point["cluster.gpu"], answer.usd_per_million_tokens

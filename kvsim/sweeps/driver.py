@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -136,8 +136,8 @@ def run_sweep(
     }
     mine = [run for idx, run in enumerate(planned) if shard is None or shard.takes(idx)]
     folder = None if out is None else Path(out).expanduser().resolve()
-    store = Store(folder)
-    with tempfile.TemporaryDirectory(prefix="kvsim-sweep-") if folder is None else nullcontext(str(folder)) as place:
+    scratch = tempfile.TemporaryDirectory(prefix="kvsim-sweep-") if folder is None else nullcontext(str(folder))
+    with closing(Store(folder)) as store, scratch as place:
         traces = SharedTraces(Path(place))
         rows = _compute(mine, store, traces, pool, workers or os.cpu_count() or 1, allow_plugins, progress)
         manifest = about | {"runs": rows}

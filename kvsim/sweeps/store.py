@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +26,7 @@ from kvsim.sweeps.work import Outcome
 MANIFEST: Final = "sweep.json"
 RESULTS: Final = "results.parquet"
 POINTS: Final = "points"
-IDENTITY: Final = ("point", "seed", "address", "error")
-"""Columns before and after the axes that are no figures."""
+LOCK: Final = ".lock"
 
 _TEMPORARY: Final = ".kvsim-tmp-"
 
@@ -37,17 +37,14 @@ class Store:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._known: dict[str, Outcome] = {}
-        if folder is not None:
-            _usable(folder)
+        self._lock = None if folder is None else _taken(folder)
 
     def get(self, address: str) -> Outcome | None:
         """The outcome of a run that has been done. A file that cannot be read counts as not done."""
         if address not in self._known and self.folder is not None:
-            try:
-                text = (self.folder / POINTS / f"{address}.json").read_text(encoding="utf-8")
-                self._known[address] = {"summary": json.loads(text)["summary"]}
-            except (OSError, ValueError, KeyError, TypeError):
-                return None
+            found = read_point(self.folder, address)
+            if found is not None:
+                self._known[address] = found
         return self._known.get(address)
 
     def put(self, address: str, outcome: Outcome) -> None:
@@ -69,6 +66,45 @@ class Store:
         _write(self.folder / RESULTS, sink.getvalue(), self.folder)
         _write(self.folder / MANIFEST, _json(manifest), self.folder)
 
+    def close(self) -> None:
+        """Let others work in the folder."""
+        if self.folder is not None and self._lock is not None:
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self._lock.close()
+
+
+def read_point(folder: Path, address: str) -> Outcome | None:
+    """The outcome that is stored under an address; None if there is none, or none that can be read."""
+    try:
+        text = (folder / POINTS / f"{address}.json").read_text(encoding="utf-8")
+        return {"summary": json.loads(text)["summary"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _taken(folder: Path) -> Any:
+    """Make the folder and an open file in it that only one process can hold; a killed process lets go of it.
+
+    Raises InputError if the folder holds something else, cannot be written, or is being worked in.
+    """
+    _usable(folder)
+    try:
+        import fcntl
+    except ImportError:  # Windows: nobody is kept out
+        return None
+    lock = (folder / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        hint = "wait for it, or name another folder; parts (--shard) have a folder each"
+        raise InputError(f"another sweep is at work in {folder}", key="--out", hint=hint) from None
+    except OSError:  # a file system without locks
+        return lock
+    for rest in (*folder.glob(f"*{_TEMPORARY}*"), *(folder / POINTS).glob(f"*{_TEMPORARY}*")):
+        rest.unlink(missing_ok=True)  # of a sweep that was killed
+    return lock
+
 
 def _usable(folder: Path) -> None:
     """Make the folder; refuse one that holds something else."""
@@ -76,7 +112,7 @@ def _usable(folder: Path) -> None:
         strange = folder.exists() and (
             not folder.is_dir()
             or any(
-                entry.name not in (MANIFEST, RESULTS, POINTS)
+                entry.name not in (MANIFEST, RESULTS, POINTS, LOCK)
                 and not entry.name.startswith(".trace-")
                 and _TEMPORARY not in entry.name
                 for entry in folder.iterdir()
@@ -86,8 +122,6 @@ def _usable(folder: Path) -> None:
             hint = "name a new folder, or one of an earlier sweep to go on with it"
             raise InputError(f"{folder} holds something else than a sweep", key="--out", hint=hint)
         (folder / POINTS).mkdir(parents=True, exist_ok=True)
-        for rest in (*folder.glob(f"*{_TEMPORARY}*"), *(folder / POINTS).glob(f"*{_TEMPORARY}*")):
-            rest.unlink(missing_ok=True)  # of a sweep that was killed
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}", key="--out", hint="name another") from error
 
@@ -202,17 +236,19 @@ def merge(folders: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]
         raise InputError(
             f"{first['of'] - len(runs)} of {first['of']} runs are missing in {parts}", hint="name every part"
         )
-    store, found = Store(Path(out)), {}
+    found = {}
     for key, run in sorted(runs.items()):
         if run["address"] and run["error"] is None:
-            outcome = Store(origin[key]).get(run["address"])
+            outcome = read_point(origin[key], run["address"])
             if outcome is None:
                 raise InputError(f"{POINTS}/{run['address']}.json is missing", file=origin[key])
-            store.put(run["address"], outcome)
             found[run["address"]] = outcome
     manifest = first | {"shard": None, "runs": [run for _, run in sorted(runs.items())]}
     table = results_table(manifest, results_rows(manifest, found))
-    store.finish(manifest, table)
+    with closing(Store(Path(out))) as store:
+        for address, outcome in found.items():
+            store.put(address, outcome)
+        store.finish(manifest, table)
     return table
 
 

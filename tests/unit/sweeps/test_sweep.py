@@ -270,6 +270,15 @@ def test_a_folder_with_something_else_is_refused(here: Path, capsys: pytest.Capt
     )
 
 
+def test_two_sweeps_do_not_share_a_folder(here: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    driver = start("--out", "k")
+    wait_for_points(here / "k", 1)
+    exits(2, "sweep", "s.yaml", "--out", "k")
+    assert f"another sweep is at work in {here}/k; wait for it, or name another folder" in capsys.readouterr().err
+    assert driver.wait(60) == 0
+    assert same(here / "k", whole)
+
+
 def test_a_damaged_point_is_computed_again(here: Path, whole: Path) -> None:
     exits(0, "sweep", "s.yaml", "--out", "o", "-q")
     next((here / "o/points").iterdir()).write_text("{")
