@@ -137,6 +137,10 @@ def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool, engine_
     from kvsim.scenario.resolve import resolve
 
     resolved = resolve(loaded, allow_plugins=not no_plugins)
+    if loaded.expect is not None:
+        from kvsim.sweeps.expect import Expectations
+
+        Expectations.of(resolved)
     trace = resolved.trace
     rows = trace.rows
     read = f", {rows.read} rows read" if rows and rows.read != len(trace) else ""

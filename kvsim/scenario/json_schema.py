@@ -60,7 +60,60 @@ def schema() -> Schema:
     head: Schema = {"$schema": DRAFT, "title": "kvsim scenario", "description": document.pop("description")}
     del document["title"]
     body: Schema = _without_titles(document)
+    definitions = body["$defs"]
+    _let_vary({"properties": body["properties"]})
+    for name, definition in definitions.items():
+        if name not in ("ExpectKeys", "LockKeys", "OutputKeys"):
+            _let_vary(definition)
+    definitions["several"] = SEVERAL
     return head | body
+
+
+SEVERAL: Schema = {
+    "description": "Several values, for kvsim sweep.",
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": 1,
+    "additionalProperties": False,
+    "properties": {
+        "choices": {"type": "array", "minItems": 1, "uniqueItems": True},
+        "range": {
+            "type": "object",
+            "required": ["from", "to"],
+            "additionalProperties": False,
+            "properties": {
+                "from": {"type": "number"},
+                "to": {"type": "number"},
+                "step": {"description": "Added to get the next value.", "type": "number", "exclusiveMinimum": 0},
+                "log": {
+                    "description": "Multiplied to get the next value; true: any value, evenly in the logarithm.",
+                    "anyOf": [{"type": "number", "exclusiveMinimum": 1}, {"const": True}],
+                },
+            },
+        },
+    },
+}
+
+
+def _let_vary(node: Any) -> None:
+    """Beside every scalar: several values of it."""
+    if isinstance(node, list):
+        for value in node:
+            _let_vary(value)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key == "properties":
+                for name, scalar in value.items():
+                    if "const" not in scalar and name != "name" and _is_scalar(scalar):
+                        about = {k: scalar.pop(k) for k in ("description", "default") if k in scalar}
+                        value[name] = {**about, "anyOf": [scalar, {"$ref": "#/$defs/several"}]}
+            _let_vary(value)
+
+
+def _is_scalar(value: Schema) -> bool:
+    if "anyOf" in value:
+        return all(_is_scalar(option) or option.get("type") == "null" for option in value["anyOf"])
+    return value.get("type") in ("string", "number", "integer", "boolean") or "enum" in value
 
 
 def _offer(value: Schema, names: tuple[str, ...], otherwise: Schema) -> None:

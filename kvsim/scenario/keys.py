@@ -253,6 +253,25 @@ class OutputKeys(Section):
     dir: str | None = Field(default=None, description="Result folder. Null: runs/ and the scenario's name, here.")
 
 
+class ExpectKeys(Section):
+    """What must hold: a figure of summary.json and a comparison ("< 800"), or the value that it must have."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": {"type": ["string", "number"]}})
+
+    vs_baseline: dict[str, str] | None = Field(
+        default=None, description='Figure -> how far it may move: "+3%" (at most 3 % up), "-3%", "3%" (either way).'
+    )
+    baseline: str | None = Field(default=None, description="The baseline file. Null: NAME.baseline.json, beside this.")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of a verdict where seeds differ.")
+    seeds: int = Field(default=3, ge=2, description="Seeds to begin with.")
+    max_seeds: int = Field(default=12, ge=2, description="Most seeds to run before there is no verdict.")
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """Figure -> comparison, as written."""
+        return dict(self.model_extra or {})
+
+
 class LockKeys(Section):
     """Written by a run, in ``scenario.lock.yaml`` only: what the files that it read were."""
 
@@ -277,6 +296,7 @@ class ScenarioKeys(Section):
     cost: SeatKeys = Field(default_factory=SeatKeys, description="How long a step takes.")
     slo: SLOKeys = Field(default_factory=SLOKeys, description="Bounds that make a request good.")
     measure: MeasureKeys = Field(default_factory=MeasureKeys, description="What part of the run counts.")
+    expect: ExpectKeys | None = Field(default=None, description="What must hold; kvsim check and pytest look at it.")
     seed: int = Field(default=0, ge=0, description="Everything random follows from it.")
     output: OutputKeys = Field(default_factory=OutputKeys, description="Where the result folder goes.")
     lock: LockKeys | None = Field(default=None, description="In scenario.lock.yaml: version and checksums of the run.")

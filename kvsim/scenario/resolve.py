@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,8 @@ class ResolvedPool:
 class Resolved:
     """A scenario with nothing left to decide.
 
-    ``notes`` say where the run differs from what the preset's engine does. ``lock`` is the text of
-    scenario.lock.yaml: running it gives the same result. ``scenario_hash`` covers all that the lock says, with the
+    ``notes`` say where the run differs from what the preset's engine does. ``keys`` are the scenario with every
+    default written out, ``checksums`` the SHA-256 of the file behind a key. ``scenario_hash`` covers both, with the
     checksum of each file in place of its path, so that it is the same wherever the files lie.
     """
 
@@ -71,8 +71,14 @@ class Resolved:
     cluster: Cluster
     options: RunOptions
     notes: tuple[str, ...]
-    lock: str
+    keys: Mapping[str, Any]
+    checksums: Mapping[Key, str]
     scenario_hash: str
+
+    @property
+    def lock(self) -> str:
+        """The text of scenario.lock.yaml: running it gives the same result."""
+        return lock_text(self.scenario.label, self.keys, self.checksums)
 
     @property
     def gpus(self) -> int:
@@ -80,18 +86,23 @@ class Resolved:
         return sum(p.pool.replicas * p.layout.gpus for p in self.pools)
 
 
-def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
+Read = Callable[..., Trace]
+"""``read_trace``, or what remembers what it read, called in the same way."""
+
+
+def resolve(scenario: Scenario, *, allow_plugins: bool = True, read: Read = read_trace) -> Resolved:
     """Read the files that a scenario names, and build what it describes.
 
-    With ``allow_plugins`` off, policies of others (``package.module:Class``) are refused. Raises InputError for
-    anything that is missing, unknown or does not fit together, and for a lock whose files have changed.
+    With ``allow_plugins`` off, policies of others (``package.module:Class``) are refused. ``read`` reads the trace (a
+    sweep shares one between its runs). Raises InputError for anything that is missing, unknown or does not fit
+    together, and for a lock whose files have changed.
     """
     preset = _preset(scenario)
     model, model_name, model_file = _model(scenario)
     max_model_len = _max_model_len(scenario, model)
     pools = tuple(_pools(scenario, preset, model, max_model_len, allow_plugins))
     keys, files = _written_out(scenario, model_name, model_file, max_model_len, pools)
-    trace = _trace(scenario, keys, files, allow_plugins)
+    trace = _trace(scenario, keys, files, allow_plugins, read)
     checksums = {key: (key == TRACE and trace.sha256) or sha256_of(path) for key, path in files.items()}
     check_lock(scenario, files, checksums)
     workload, link = scenario.workload, scenario.cluster.link
@@ -116,7 +127,8 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
             timeline_instants=scenario.measure.timeline_instants,
         ),
         notes=(*preset.notes, *_notes(scenario, model, pools, max_model_len), *_trace_notes(scenario, trace)),
-        lock=lock_text(scenario.label, keys, checksums),
+        keys=keys,
+        checksums=checksums,
         scenario_hash=scenario_hash(keys, checksums),
     )
 
@@ -369,8 +381,8 @@ class _PoolResolver:
 def _written_out(
     scenario: Scenario, model: str, model_file: Path, max_model_len: int, pools: tuple[ResolvedPool, ...]
 ) -> tuple[dict[str, Any], dict[Key, Path]]:
-    """The scenario with every default in place, without output and lock; and the file behind each key."""
-    keys = scenario.model_dump(exclude={"output", "lock"})
+    """The scenario with every default in place, without expect, output and lock; and the file behind each key."""
+    keys = scenario.model_dump(exclude={"expect", "output", "lock"})
     keys["model"] = model
     files: dict[Key, Path] = {("model",): model_file}
     cluster = keys["cluster"] | {"max_model_len": max_model_len}
@@ -390,11 +402,11 @@ def _written_out(
     return keys, files
 
 
-def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool) -> Trace:
+def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool, read: Read) -> Trace:
     """The requests; writes what was found about them into ``keys`` and ``files``."""
     workload, source = scenario.workload, scenario.source
     if workload.trace is not None:
-        trace = _read(scenario, workload.trace, keys["workload"]["trace"], files, allow_plugins)
+        trace = _read(scenario, workload.trace, keys["workload"]["trace"], files, allow_plugins, read)
     else:
         trace = _generate(scenario, keys["workload"], files, allow_plugins)
     trace = _transformed(scenario, trace, keys["workload"], files, allow_plugins)
@@ -408,7 +420,7 @@ def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], all
 
 
 def _read(
-    scenario: Scenario, wanted: TraceKeys, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool
+    scenario: Scenario, wanted: TraceKeys, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool, read: Read
 ) -> Trace:
     from kvsim.workload.readers.files import located  # pyarrow is imported when a trace is read, not before
 
@@ -428,7 +440,7 @@ def _read(
             values = seats.arguments(seats.parameters_of(reader), wanted.format.parameters, source, at)
             parameters = seats.values_of(seats.call(reader, values, name, source, at))
         with source.locate(("workload", "trace")):
-            trace = read_trace(local, name, allow_plugins, parameters=values, on_bad_row=wanted.on_bad_row)
+            trace = read(local, name, allow_plugins, parameters=values, on_bad_row=wanted.on_bad_row)
     trace = dataclasses.replace(trace, path=str(path))
     files[TRACE] = Path(path)  # an address is only named in messages: its checksum is the trace's
     keys |= {"path": str(path), "format": {"name": name, **parameters} if parameters else name}

@@ -190,7 +190,7 @@ def resample(trace: Trace, sessions: int | None = None, *, seed: int = 0) -> Tra
     order = np.argsort(unit, kind="stable")
     starts = np.concatenate(([0], np.cumsum(np.bincount(unit, minlength=total))))
     rows = Ragged(order, starts).select(drawn)
-    return _gathered([trace], rows.values, rows.rows, TraceRows(read=len(rows.values)))
+    return gathered([trace], rows.values, rows.rows, TraceRows(read=len(rows.values)))
 
 
 def repeat(trace: Trace, times: int, pause_s: float = 0.0) -> Trace:
@@ -233,7 +233,8 @@ def merge(*traces: Trace) -> Trace:
         raise InputError(f"block ids of {' and '.join(map(str, sorted(sizes)))} tokens cannot be merged")
     lengths = [len(t) for t in traces]
     firsts = np.concatenate(([0], np.cumsum(lengths)))
-    order = np.argsort(np.concatenate([t.arrival_ns for t in traces]), kind="stable")
+    arrival_ns = np.concatenate([t.arrival_ns for t in traces])
+    order = np.argsort(arrival_ns, kind="stable")
     rows = [_rows(t) for t in traces]
     reasons = dict.fromkeys(reason for r in rows for reason in r.dropped)
     together = TraceRows(
@@ -244,7 +245,7 @@ def merge(*traces: Trace) -> Trace:
         rejected=tuple(row for r in rows for row in r.rejected),
     )
     part = np.repeat(np.arange(len(traces)), lengths)[order]
-    merged = _gathered(traces, order, part, together, in_order=True)
+    merged = gathered(traces, order, part, together, arrival_ns=arrival_ns[order])
 
     placed = np.empty(len(order), np.int64)
     placed[order] = np.arange(len(order))
@@ -389,25 +390,27 @@ def _units(trace: Trace) -> NDArray[np.int64]:
     return number
 
 
-def _gathered(
+def gathered(
     traces: Sequence[Trace],
     rows: NDArray[np.int64],
     copy: NDArray[np.int64],
     counts: TraceRows,
     *,
-    in_order: bool = False,
+    arrival_ns: NDArray[np.int64] | None = None,
 ) -> Trace:
     """Rows of the traces (numbered through), any number of times; rows of one ``copy`` belong together.
 
-    Sorted by arrival unless ``in_order``. ``copy`` tells apart sessions, and what waits for whom, of several draws.
+    Sorted by arrival, unless other arrival times are given, in order. ``copy`` tells apart sessions, and what waits
+    for whom, of several draws.
     """
-    arrival = np.concatenate([t.arrival_ns for t in traces])[rows]
-    if not in_order:
+    arrival = arrival_ns
+    if arrival is None:
+        arrival = np.concatenate([t.arrival_ns for t in traces])[rows]
         order = np.argsort(arrival, kind="stable")
         rows, copy, arrival = rows[order], copy[order], arrival[order]
-    columns: dict[str, Any] = {}
+    columns: dict[str, Any] = {"arrival_ns": arrival}
     for name in COLUMNS:
-        if all(getattr(t, name) is None for t in traces):
+        if name in columns or all(getattr(t, name) is None for t in traces):
             continue
         offset = 0
         parts = []

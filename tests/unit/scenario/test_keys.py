@@ -10,7 +10,7 @@ from kvsim.scenario import Scenario, parse_set
 
 BASE = "workload:\n  trace: {path: a.csv}\n"
 
-KNOWN = "cluster, cost, engine, kv, lock, measure, model, output, router, scheduler, seed, slo, workload"
+KNOWN = "cluster, cost, engine, expect, kv, lock, measure, model, output, router, scheduler, seed, slo, workload"
 
 
 def test_defaults() -> None:
