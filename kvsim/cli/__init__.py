@@ -22,6 +22,8 @@ from kvsim.core.errors import InputError
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 COMMANDS = {
+    "conformance": ("conformance:conformance", "Compare runs with recordings of vLLM's own scheduler."),
+    "engine-args": ("engine_args:engine_args", "Print the `vllm serve` line of a scenario."),
     "list": ("inspect:list_", "List what a scenario can name."),
     "plot": ("inspect:plot", "Draw the figures of a result folder."),
     "run": ("run:run", "Simulate a scenario."),

@@ -32,14 +32,34 @@ def scenario_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _load(scenario: str, settings: Sequence[str]) -> Scenario:
+def engine_args_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--engine-args``, for commands about one scenario."""
+    return click.option(
+        "--engine-args",
+        metavar="LINE",
+        help="Arguments of `vllm serve` over what SCENARIO says, as one word; --set comes after them.",
+    )(command)
+
+
+def load_scenario(scenario: str, settings: Sequence[str], engine_args: str | None) -> Scenario:
+    """The scenario with a ``vllm serve`` line and ``--set`` on top; what the line asks for in vain goes to stderr."""
     from kvsim.scenario import Scenario, parse_set
 
-    return Scenario.load(scenario, [parse_set(setting) for setting in settings])
+    overrides = [parse_set(setting) for setting in settings]
+    if engine_args is None:
+        return Scenario.load(scenario, overrides)
+    from kvsim.scenario.engine_args import read_engine_args, shadowed
+
+    read = read_engine_args(engine_args)
+    loaded = Scenario.load(scenario, [*read.overrides, *overrides])
+    for note in (*read.notes, *shadowed(loaded, read)):
+        click.echo(f"Note: --engine-args: {note}", err=True)
+    return loaded
 
 
 @click.command
 @scenario_options
+@engine_args_option
 @click.option("--out", metavar="DIR", help="Result folder, instead of the scenario's output.dir.")
 @click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="What the screen shows.")
@@ -51,6 +71,7 @@ def run(
     scenario: str,
     settings: tuple[str, ...],
     no_plugins: bool,
+    engine_args: str | None,
     out: str | None,
     overwrite: bool,
     form: str,
@@ -65,7 +86,7 @@ def run(
     started_s = time.perf_counter()
     if mode is not None:
         settings = (*settings, f"engine.mode={mode}")
-    loaded = _load(scenario, settings)
+    loaded = load_scenario(scenario, settings, engine_args)
     from kvsim.api import execute
     from kvsim.scenario.resolve import resolve
 
@@ -109,9 +130,10 @@ def run(
 
 @click.command
 @scenario_options
-def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool) -> None:
+@engine_args_option
+def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool, engine_args: str | None) -> None:
     """Check SCENARIO and every file it names, without running it."""
-    loaded = _load(scenario, settings)
+    loaded = load_scenario(scenario, settings, engine_args)
     from kvsim.scenario.resolve import resolve
 
     resolved = resolve(loaded, allow_plugins=not no_plugins)

@@ -1,16 +1,15 @@
-"""Reads the recordings of vLLM's scheduler: the inputs of a case, its requests and its steps."""
+"""The recordings of vLLM's scheduler that tests replay: 28 in the shared data, and eight small ones of our own.
 
-import csv
-import gzip
-import json
+``tools/record_vllm`` made those in ``tests/recordings`` from vLLM 0.33.0; they show what the shared ones leave out
+(asynchronous scheduling, ends that cannot be foreseen, active and token limits, the prefill cadence) and need no data.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kvsim.core.shape import BatchShape
-from kvsim.core.trace import Trace
+from kvsim.testing.conformance import Recording, load
 
 FCFS_CASES = (
     "a_light",
@@ -32,7 +31,25 @@ FCFS_CASES = (
     "h1_no_chunked_prefill",
     "h2_no_chunked_prefill_pressure",
 )
-"""The cases of first come, first served without prefix caching."""
+"""The shared cases of first come, first served without prefix caching."""
+
+CASES = (
+    *FCFS_CASES,
+    "c4_kv_pressure_apc",
+    "e1_shared_prefix",
+    "e2_sessions_evict",
+    "e3_full_hit",
+    "e4_lru_order",
+    "e5_sessions_preempt",
+    "e6_copies",
+    "f1_priority",
+    "f2_priority_apc",
+    "f3_priority_chunks",
+)
+"""All shared cases."""
+
+OWN = Path(__file__).parents[1] / "recordings"
+OWN_CASES = tuple(sorted(path.name for path in OWN.iterdir()))
 
 SCHEDULER_FIELDS = (
     "max_num_seqs",
@@ -43,6 +60,15 @@ SCHEDULER_FIELDS = (
     "scheduler_reserve_full_isl",
     "watermark",
 )
+
+
+def shared(folder: Path, case: str) -> Recording:
+    """A case of the shared data."""
+    return load(folder / "vllm_decisions" / case)
+
+
+def scheduler_of(recording: Recording) -> dict[str, Any]:
+    return {name: recording.config[name] for name in SCHEDULER_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -59,42 +85,3 @@ class RecordedCost:
         ns += self.per_decode_request_ns * shape.decode_requests
         ns += self.per_context_token_ns * (shape.prefill_context_tokens + shape.decode_context_tokens)
         return ns / 1e9
-
-
-@dataclass(frozen=True)
-class Recording:
-    config: dict[str, Any]
-    cost: dict[str, int]
-    requests: list[dict[str, str]]
-    steps: list[dict[str, Any]]
-
-    @property
-    def scheduler(self) -> dict[str, Any]:
-        return {name: self.config[name] for name in SCHEDULER_FIELDS}
-
-    @property
-    def trace(self) -> Trace:
-        def column(name: str) -> np.ndarray:
-            return np.array([int(row[name]) for row in self.requests], dtype=np.int64)
-
-        return Trace(column("arrival_ns"), column("prompt_tokens"), column("max_tokens"))
-
-    def outcome(self) -> list[tuple[int | str | None, ...]]:
-        """Per request: status, generated tokens, first scheduled, first token, finish (ns) and preemptions."""
-        rows: list[tuple[int | str | None, ...]] = []
-        for row in self.requests:
-            status = "unfinished" if row["status"].startswith("stuck") else row["status"]
-            times = [int(row[name]) if row[name] else None for name in ("first_scheduled_ns", "first_token_ns")]
-            finish = int(row["finish_ns"]) if row["finish_ns"] else None
-            generated, preemptions = int(row["generated_tokens"] or 0), int(row["preemptions"] or 0)
-            rows.append((status, generated, *times, finish, preemptions))
-        return rows
-
-
-def load(folder: Path, case: str) -> Recording:
-    about = json.loads((folder / case / "config.json").read_text())
-    with open(folder / case / "requests.csv", newline="") as file:
-        requests = list(csv.DictReader(file))
-    with gzip.open(folder / case / "steps.jsonl.gz", "rt") as file:
-        steps = [json.loads(line) for line in file]
-    return Recording(about["config"], about["cost"], requests, steps)

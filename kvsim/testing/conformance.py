@@ -1,0 +1,303 @@
+"""Replays recordings of vLLM's own scheduler and says where a run first differs from one.
+
+A recording is a folder: ``config.json`` (parameters and the cost of a step), ``requests.csv`` (inputs and outcome) and
+``steps.jsonl.gz`` (every decision of every step). Everything is an integer; there is no tolerance. The format is
+described in ``tools/record_vllm/README.md``, which also makes such folders.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from kvsim.core.cluster import Cluster, Pool, RunOptions
+from kvsim.core.errors import InputError
+from kvsim.core.runlog import NEVER, STATUS_NAMES, RunLog
+from kvsim.core.trace import Trace
+from kvsim.costs.affine import Affine
+from kvsim.engine import simulate
+from kvsim.hardware import load_gpu
+from kvsim.kv.paged import Paged
+from kvsim.models import load_model
+from kvsim.routers.round_robin import RoundRobin
+from kvsim.schedulers.chunked_prefill import ChunkedPrefill
+
+Mode = Literal["step", "leap"]
+
+NEUTRAL: Final = {
+    "policy": "fcfs",
+    "max_num_active_seqs": None,
+    "max_num_scheduled_tokens": None,
+    "prefill_schedule_interval": 1,
+    "async_scheduling": False,
+    "enable_prefix_caching": False,
+    "pipeline_parallel_size": 1,
+    "data_parallel_size": 1,
+    "num_speculative_tokens": 0,
+    "num_lookahead_tokens": 0,
+    "kv_connector": None,
+    "lora": False,
+    "sliding_window": None,
+}
+"""Parameters of a recording that need not be modelled as long as they have these values."""
+
+COST: Final = ("base_ns", "per_prefill_token_ns", "per_decode_request_ns", "per_context_token_ns")
+INPUTS: Final = ("id", "arrival_ns", "prompt_tokens", "max_tokens", "priority")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One case: ``config`` and ``cost`` as in its config.json, one mapping per request and per step."""
+
+    name: str
+    config: dict[str, Any]
+    cost: dict[str, int]
+    requests: list[dict[str, str]]
+    steps: list[dict[str, Any]]
+
+    @property
+    def not_modelled(self) -> list[str]:
+        """Parameters that are in force in the recording and unknown to kvsim, as ``name = value``."""
+        known = _fields(ChunkedPrefill) | _fields(Paged)
+        return [
+            f"{name} = {self.config[name]}"
+            for name, neutral in NEUTRAL.items()
+            if name not in known and self.config.get(name, neutral) != neutral
+        ]
+
+    def step_ns(self, prefill_tokens: int, decode_requests: int, context_tokens: int) -> int:
+        """How long the recording's clock ran in a step, ns."""
+        base, per_prefill_token, per_decode, per_context_token = (self.cost[name] for name in COST)
+        ns = base + per_prefill_token * prefill_tokens + per_decode * decode_requests
+        return ns + per_context_token * context_tokens
+
+    def trace(self) -> Trace:
+        """The requests as the engine takes them."""
+
+        def column(name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+            return np.array([int(row[name]) for row in self.requests], dtype=np.int64)
+
+        return Trace(column("arrival_ns"), column("prompt_tokens"), column("max_tokens"), priority=column("priority"))
+
+    def cluster(self) -> Cluster:
+        """One replica with the recording's parameters. Raises InputError if one of them is not modelled."""
+        lacking = self.not_modelled
+        if lacking:
+            raise InputError(f"{self.name} cannot be replayed: kvsim does not model {', '.join(lacking)}")
+        config, cost = self.config, self.cost
+        affine = Affine(  # asks neither the model nor the GPU
+            base_s=cost["base_ns"] / 1e9,
+            prefill_token_s=cost["per_prefill_token_ns"] / 1e9,
+            decode_request_s=cost["per_decode_request_ns"] / 1e9,
+            context_token_s=cost["per_context_token_ns"] / 1e9,
+        )
+        pool = Pool(
+            role="mixed",
+            replicas=1,
+            scheduler=ChunkedPrefill(**{name: config[name] for name in _fields(ChunkedPrefill) & set(config)}),
+            kv=Paged(**{name: config[name] for name in _fields(Paged) & set(config)}),
+            kv_blocks=config["usable_blocks"],
+            cost=affine.start(load_model("llama-2-7b"), load_gpu("a100-80gb-sxm"), 1),
+            router=RoundRobin(),
+        )
+        return Cluster((pool,), config["max_model_len"], reject_oversized=False)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first place at which a run is not the recording, and what either side says there, field by field.
+
+    A field that only one side has is None on the other.
+    """
+
+    where: str
+    fields: dict[str, tuple[Any, Any]]
+
+    def lines(self) -> list[str]:
+        """As text: one line for the place, one per side and field."""
+        return [
+            f"{self.where}: {', '.join(self.fields)}",
+            *(
+                f"  {side:<9} {name}: {_shown(values[index])}"
+                for name, values in self.fields.items()
+                for index, side in enumerate(("recorded", "simulated"))
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One recording, replayed in one mode. Without a ``difference`` all ``compared`` records are equal."""
+
+    case: str
+    mode: Mode
+    compared: str
+    difference: Difference | None
+
+
+def cases(folder: Path) -> list[Path]:
+    """The recordings in a folder: itself, or those right below it. Raises InputError if there is none."""
+    if (folder / "config.json").is_file():
+        return [folder]
+    try:
+        found = sorted(path for path in folder.iterdir() if (path / "config.json").is_file())
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=folder) from None
+    if not found:
+        raise InputError("no recording in it", file=folder, hint="a recording is a folder with config.json")
+    return found
+
+
+def load(folder: Path) -> Recording:
+    """Reads one recording. Raises InputError if a file is missing, broken or lacks what a replay needs."""
+    about_file, requests_file, steps_file = (folder / name for name in FILES)
+    try:
+        about = json.loads(about_file.read_text())
+        with open(requests_file, newline="") as file:
+            requests = list(csv.DictReader(file))
+        with gzip.open(steps_file, "rt") as file:
+            steps = [json.loads(line) for line in file]
+    except json.JSONDecodeError as error:
+        raise InputError(f"is no recording: {error}", file=folder) from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"is no recording: {error}", file=folder) from None
+    config, cost = (_section(about, name, about_file) for name in ("config", "cost"))
+    _check_numbers(config, SIZES, 1, about_file)
+    _check_numbers(cost, COST, 0, about_file)
+    _check_requests(requests, requests_file)
+    return Recording(folder.name, config, cost, requests, steps)
+
+
+FILES: Final = ("config.json", "requests.csv", "steps.jsonl.gz")
+SIZES: Final = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "usable_blocks")
+
+
+def replay(recording: Recording, mode: Mode, *, check_laws: bool = False) -> tuple[RunLog, list[dict[str, Any]]]:
+    """What the engine does with a recording's requests: the log, and in step mode every step's decisions.
+
+    Raises InputError if the recording uses something that is not modelled.
+    """
+    decisions: list[dict[str, Any]] = []
+
+    def record(replica: int, step: dict[str, Any]) -> None:
+        decisions.append(step)
+
+    options = RunOptions(mode=mode, check_laws=check_laws, decisions=record if mode == "step" else None)
+    return simulate(recording.trace(), recording.cluster(), options), decisions
+
+
+def compare(recording: Recording, mode: Mode) -> Comparison:
+    """Replays a recording and compares: every field of every step (step mode), and what became of each request."""
+    log, steps = replay(recording, mode)
+    difference = first_difference("step", recording.steps, steps) if mode == "step" else None
+    difference = difference or first_difference("request", recorded_outcome(recording), simulated_outcome(log))
+    compared = f"{len(recording.requests)} requests"
+    if mode == "step":
+        compared = f"{len(recording.steps)} steps, {compared}"
+    return Comparison(recording.name, mode, compared, difference)
+
+
+def first_difference(
+    what: str, recorded: Sequence[dict[str, Any]], simulated: Sequence[dict[str, Any]]
+) -> Difference | None:
+    """The first record that is not equal; ``what`` says what a record is."""
+    for index, (theirs, ours) in enumerate(zip(recorded, simulated, strict=False)):
+        if ours != theirs:
+            names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+            return Difference(f"{what} {index}", {name: (theirs.get(name), ours.get(name)) for name in names})
+    if len(recorded) != len(simulated):
+        index = min(len(recorded), len(simulated))
+        return Difference(f"{what} {index}", {f"number of {what}s": (len(recorded), len(simulated))})
+    return None
+
+
+def recorded_outcome(recording: Recording) -> list[dict[str, Any]]:
+    """What became of each request, in the words of a log; None: it did not happen."""
+    return [
+        {
+            "status": "unfinished" if row["status"].startswith("stuck") else row["status"],
+            "generated_tokens": int(row["generated_tokens"] or 0),
+            "preemptions": int(row["preemptions"] or 0),
+            "cached_tokens": int(row["cached_tokens_total"] or 0),
+            **{name: int(row[name]) if row[name] else None for name in _TIMES},
+        }
+        for row in recording.requests
+    ]
+
+
+def simulated_outcome(log: RunLog) -> list[dict[str, Any]]:
+    """The same of a run. (A log also gives a rejected request a finish; a recording does not.)"""
+    return list(_outcomes(log))
+
+
+_TIMES: Final = ("first_scheduled_ns", "first_token_ns", "finish_ns")
+_OUTCOMES: Final = ("status", "generated_tokens", "preemptions", "cached_tokens_total", *_TIMES)
+
+
+def _outcomes(log: RunLog) -> Iterator[dict[str, Any]]:
+    for i in range(len(log)):
+        status = STATUS_NAMES[log.status[i]]
+        times = {name: int(getattr(log, name)[i]) for name in _TIMES}
+        if status != "finished":
+            times["finish_ns"] = NEVER
+        yield {
+            "status": status,
+            "generated_tokens": int(log.generated_tokens[i]),
+            "preemptions": int(log.preemptions[i]),
+            "cached_tokens": int(log.cached_tokens[i]),
+            **{name: None if time_ns == NEVER else time_ns for name, time_ns in times.items()},
+        }
+
+
+def _fields(policy: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(policy)}
+
+
+def _section(about: Any, name: str, file: Path) -> dict[str, Any]:
+    section = about.get(name) if isinstance(about, dict) else None
+    if not isinstance(section, dict):
+        raise InputError("is missing", file=file, key=name)
+    return section
+
+
+def _demand(section: Mapping[str, Any], names: Sequence[str], file: Path) -> None:
+    for name in names:
+        if name not in section:
+            raise InputError("is missing", file=file, key=name)
+
+
+def _check_numbers(section: Mapping[str, Any], names: Sequence[str], least: int, file: Path) -> None:
+    _demand(section, names, file)
+    for name in names:
+        if not isinstance(section[name], int) or section[name] < least:
+            raise InputError(f"{section[name]!r} is not a whole number of at least {least}", file=file, key=name)
+
+
+def _check_requests(rows: list[dict[str, str]], file: Path) -> None:
+    if not rows:
+        raise InputError("has no requests", file=file)
+    _demand(rows[0], (*INPUTS, *_OUTCOMES), file)
+    arrival_ns = 0
+    for index, row in enumerate(rows):
+        for name in INPUTS:
+            try:
+                int(row[name])
+            except (TypeError, ValueError):
+                raise InputError(f"{row[name]!r} is not a whole number", file=file, line=index + 2, key=name) from None
+        if int(row["id"]) != index:
+            raise InputError(f"{row['id']} is not allowed: ids count from 0", file=file, line=index + 2, key="id")
+        if int(row["arrival_ns"]) < arrival_ns:
+            raise InputError("requests must stand in order of arrival", file=file, line=index + 2, key="arrival_ns")
+        arrival_ns = int(row["arrival_ns"])
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else json.dumps(value, separators=(",", ":"))

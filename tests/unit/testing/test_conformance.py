@@ -1,0 +1,160 @@
+"""A comparison that cannot fail is none: each kind of record is altered, and the difference has to be found."""
+
+import csv
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvsim.cli import main
+from kvsim.core.errors import InputError
+from kvsim.testing.conformance import Difference, cases, compare, first_difference, load
+
+PRESSURE = Path(__file__).parents[2] / "recordings" / "pressure"
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(PRESSURE, tmp_path / "pressure"))
+
+
+def alter_step(folder: Path, index: int, change: Callable[[dict[str, Any]], None]) -> None:
+    file = folder / "steps.jsonl.gz"
+    steps = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+    change(steps[index])
+    file.write_bytes(gzip.compress("\n".join(map(json.dumps, steps)).encode()))
+
+
+def alter_request(folder: Path, index: int, name: str, value: str) -> None:
+    with open(folder / "requests.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[index][name] = value
+    with open(folder / "requests.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["conformance", *map(str, arguments)])
+    return int(str(ended.value.code))
+
+
+def test_a_recording_of_vllm_is_replayed_exactly(recording: Path) -> None:
+    for mode in ("step", "leap"):
+        assert compare(load(recording), mode).difference is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["start_ns", "n", "c", "k", "waiting", "running", "free_blocks", "free_blocks_end"])
+def test_one_altered_field_of_one_step_is_found(recording: Path, name: str) -> None:
+    def change(step: dict[str, Any]) -> None:
+        value = step[name]
+        step[name] = value + 1 if isinstance(value, int) else value[:-1]
+
+    alter_step(recording, 100, change)
+    difference = compare(load(recording), "step").difference
+    assert difference is not None
+    assert difference.where == "step 100"
+    assert list(difference.fields) == [name]
+
+
+@pytest.mark.parametrize("name", ["arrived", "admitted", "preempted", "alloc_failed", "finished"])
+def test_an_event_that_only_one_side_has_is_found(recording: Path, name: str) -> None:
+    steps = load(recording).steps
+    index = next(index for index, step in enumerate(steps) if name in step)
+    alter_step(recording, index, lambda step: step.pop(name))
+    difference = compare(load(recording), "step").difference
+    assert difference == Difference(f"step {index}", {name: (None, steps[index][name])})
+
+
+@pytest.mark.parametrize("mode", ["step", "leap"])
+@pytest.mark.parametrize("name", ["first_scheduled_ns", "first_token_ns", "finish_ns", "preemptions"])
+def test_one_altered_outcome_of_one_request_is_found(recording: Path, name: str, mode: Any) -> None:
+    was = int(load(recording).requests[7][name])
+    alter_request(recording, 7, name, str(was + 1))
+    difference = compare(load(recording), mode).difference
+    assert difference == Difference("request 7", {name: (was + 1, was)})
+
+
+def test_a_missing_record_is_found() -> None:
+    steps = [{"step": 0}, {"step": 1}]
+    assert first_difference("step", steps, steps) is None
+    assert first_difference("step", steps, steps[:1]) == Difference("step 1", {"number of steps": (2, 1)})
+
+
+def test_another_parameter_decides_otherwise(recording: Path) -> None:
+    """The rules that the recording shows are in force: with a watermark the first difference is an admission."""
+    altered = load(recording)
+    altered.config["watermark"] = 0.3
+    difference = compare(altered, "step").difference
+    assert difference is not None
+    assert "alloc_failed" in difference.fields
+
+
+def test_the_command_prints_the_first_difference_with_both_sides(
+    recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(recording) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "pressure: step: 357 steps, 60 requests: equal",
+        "pressure: leap: 60 requests: equal",
+        "1 equal",
+    ]
+    alter_step(recording, 3, lambda step: step.update(free_blocks=99))
+    assert run(recording, "--mode", "step") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "pressure: step: 357 steps, 60 requests: DIFFERENT"
+    assert lines[1:4] == [
+        "  step 3: free_blocks",
+        "    recorded  free_blocks: 99",
+        f"    simulated free_blocks: {FREE}",
+    ]
+    assert lines[4] == "0 equal, 1 different"
+
+
+FREE = load(PRESSURE).steps[3]["free_blocks"]
+
+
+def test_a_recording_that_is_not_modelled_is_no_success(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = json.loads((recording / "config.json").read_text())
+    about["config"]["kv_connector"] = "any"
+    (recording / "config.json").write_text(json.dumps(about))
+    assert run(recording.parent) == 1
+    assert "pressure: not modelled: kv_connector = any" in capsys.readouterr().out
+    with pytest.raises(InputError, match="does not model kv_connector = any"):
+        compare(load(recording), "leap")
+
+
+def test_a_folder_without_recordings_and_broken_files_are_user_mistakes(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cases(recording) == cases(recording.parent) == [recording]
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / "empty") == 2
+    assert "a recording is a folder with config.json" in capsys.readouterr().err
+    assert run(recording.parent, "--case", "presure") == 2
+    assert "no recording presure in it; there are: pressure" in capsys.readouterr().err
+    assert run(tmp_path / "nowhere") == 2
+    assert "cannot be read: No such file or directory" in capsys.readouterr().err
+    alter_request(recording, 3, "arrival_ns", "soon")
+    assert run(recording) == 2
+    assert "requests.csv:5: arrival_ns: 'soon' is not a whole number" in capsys.readouterr().err
+    (recording / "steps.jsonl.gz").write_bytes(b"no gzip")
+    assert run(recording) == 2
+    assert "is no recording" in capsys.readouterr().err
+    about = json.loads((recording / "config.json").read_text())
+    about["cost"]["base_ns"] = "4 ms"
+    (recording / "config.json").write_text(json.dumps(about))
+    alter_request(recording, 3, "arrival_ns", "0")
+    (recording / "steps.jsonl.gz").write_bytes(gzip.compress(b""))
+    assert run(recording) == 2
+    assert "config.json: base_ns: '4 ms' is not a whole number of at least 0" in capsys.readouterr().err
+    (recording / "config.json").write_text('{"config": {}}')
+    assert run(recording) == 2
+    (recording / "config.json").write_text("{")
+    assert run(recording) == 2
