@@ -28,6 +28,7 @@ COMMANDS = {
     "plot": ("inspect:plot", "Draw the figures of a result folder."),
     "run": ("run:run", "Simulate a scenario."),
     "schema": ("inspect:schema", "Print the JSON Schema of scenario files."),
+    "trace": ("trace:trace", "Look at a trace, check it, convert it, draw it, fetch a published one."),
     "validate": ("run:validate", "Check a scenario without running it."),
 }
 """Command -> module and function in this package, and its line in ``kvsim --help``."""

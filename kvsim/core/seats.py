@@ -23,13 +23,14 @@ class TraceReader(Protocol):
     """Reads one trace format. ``recognises`` looks at the first bytes only and has no side effect."""
 
     def recognises(self, head: str) -> bool:
-        """True if the first lines of a file (text, at most 64 KiB) are in this format."""
+        """True if the first lines of a file (text: 64 KiB, or one longer line) are in this format."""
         ...
 
     def read(self, path: Path) -> Trace:
         """The whole file: sorted, from 0, lengths >= 1; what was left out is counted in ``Trace.rows``.
 
-        Raises InputError (file, line, key, value) for a row that cannot be understood.
+        Raises InputError (file, line, key, value) for a row that cannot be understood. A reader that takes a second
+        argument ``quarantine`` (``kvsim.workload.readers.table``) can set such rows aside instead.
         """
         ...
 

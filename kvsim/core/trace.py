@@ -1,10 +1,24 @@
-"""A request trace as columns: who asks, when, and for how much."""
+"""A request trace as columns: who asks, when, for how much, after whom, and what the prompts share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class RejectedRow(NamedTuple):
+    """A row of the file that was set aside (``on_bad_row: quarantine``): where it is, what is in it, and why.
+
+    ``place`` is ``line 7`` of a text file, ``row 7`` of a Parquet file (both from 1), or a place inside a document.
+    ``column`` is empty if the row as a whole is wrong.
+    """
+
+    place: str
+    column: str
+    value: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -13,13 +27,14 @@ class TraceRows:
 
     ``source_failed`` rows failed in the system that was traced (BurstGPT writes them with zero tokens) and carry
     nothing to replay. ``dropped`` maps a reason to a count. ``clipped`` (part of ``replayed``) is filled in by the
-    run: outputs cut at the model's length.
+    run: outputs cut at the model's length. ``rejected`` (part of ``dropped``) are the rows in quarantine.
     """
 
     read: int
     source_failed: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     clipped: int = 0
+    rejected: Sequence[RejectedRow] = ()
 
     @property
     def replayed(self) -> int:
@@ -28,17 +43,100 @@ class TraceRows:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """Requests in arrival order; ties keep file order. All arrays have shape (n,).
+class Ragged:
+    """A column with any number of int64 values per row: row i has ``values[offsets[i]:offsets[i + 1]]``.
 
-    - ``arrival_ns`` int64, nanoseconds from the first row (so the first is 0), not decreasing
-    - ``prompt_tokens``, ``output_tokens`` int64, at least 1
-    - ``session`` int64 session number or -1 for a request outside any session; None if the trace has none
-    - ``think_ns`` int64, pause between the end of the previous turn and this one; None if the trace has none
-    - ``priority`` int64, lower is served first; None if the trace has none
-    - ``session_names[k]`` is what the file called session ``k``
-    - ``source_failed_before`` (m,) int64: for each row that failed in the traced system, in file order, how many rows
-      of the trace stand before it; None if not recorded
+    ``values`` (m,) int64; ``offsets`` (n + 1,) int64, from 0 to m, not decreasing.
+
+    >>> column = Ragged(np.array([7, 8, 9]), np.array([0, 2, 2, 3]))
+    >>> len(column), column.row(0).tolist(), column.counts.tolist()
+    (3, [7, 8], [2, 0, 1])
+    >>> column.select(np.array([0, 2])).values.tolist()
+    [7, 8, 9]
+    """
+
+    values: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __post_init__(self) -> None:
+        ends = self.offsets
+        if not len(ends) or ends[0] != 0 or ends[-1] != len(self.values) or bool((np.diff(ends) < 0).any()):
+            raise ValueError("offsets must go from 0 to the number of values and must not decrease")
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Values of each row, (n,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Row of each value, (m,)."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    def row(self, i: int) -> NDArray[np.int64]:
+        """The values of one row."""
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    def select(self, rows: NDArray[Any]) -> "Ragged":
+        """The given rows (positions, or a mask), in that order."""
+        counts = self.counts[rows]
+        offsets = np.concatenate(([0], np.cumsum(counts)))
+        shifts = self.offsets[:-1][rows] - offsets[:-1]
+        values = np.empty(int(offsets[-1]), np.int64)
+        for start in range(0, len(counts), 4096):  # some rows at a time: an index for all values is as large as they
+            stop = min(start + 4096, len(counts))
+            first, last = int(offsets[start]), int(offsets[stop])
+            values[first:last] = self.values[np.arange(first, last) + np.repeat(shifts[start:stop], counts[start:stop])]
+        return Ragged(values, offsets)
+
+
+COLUMNS: Final = (
+    *("arrival_ns", "prompt_tokens", "output_tokens", "session", "think_ns", "priority"),
+    *("tenant", "model", "images", "deadline_ns"),
+)
+RAGGED_COLUMNS: Final = ("wait_for", "prefix_hashes")
+"""Columns of a Trace with one value per row, and with any number of values per row."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Requests in arrival order; ties keep file order. Plain columns are int64 of shape (n,); None: not in the trace.
+
+    - ``arrival_ns`` nanoseconds from the first row (so the first is 0), not decreasing
+    - ``prompt_tokens``, ``output_tokens`` at least 1
+    - ``priority`` lower is served first
+    - ``session``, ``tenant``, ``model`` number of the session (conversation, agent run), of who asks, and of the model
+      asked for; -1 where the row has none. ``session_names[k]`` is what the file called session ``k``, and so on.
+    - ``images`` images in the prompt, from 0
+    - ``deadline_ns`` the request is of use only if it ends within so much time after it is sent; -1: whenever
+
+    Which row waits for which, in a closed loop (``sessions: closed``):
+
+    - Without ``wait_for`` every row waits for the row of its session before it.
+    - ``wait_for`` row i lists the rows (positions below i) that must have ended before row i is sent: one for the next
+      turn, several where parallel sub-agents are joined, none for a row that starts at its ``arrival_ns``.
+    - ``think_ns`` pause between the last of these ends and the sending of this row.
+
+    What prompts share:
+
+    - ``prefix_hashes`` row i holds the ids of the blocks of ``hash_block_tokens`` tokens that row i's prompt consists
+      of, from its start. Block k covers tokens ``k * b`` to ``min((k + 1) * b, prompt_tokens)``: the last one may be
+      partial. Fewer ids than blocks: nothing is known of the tokens behind them (formats that list full blocks only).
+      No more ids than ``ceil(prompt_tokens / b)``.
+    - **An id stands for a block and everything before it**: the prompts of two rows with the same id at a position
+      agree up to the end of that block (or of the shorter prompt). So an id occurs at one position only and always
+      behind the same id. Ids are numbered from 0 without gaps over the whole trace; readers renumber ids that a file
+      keeps apart by session, or that name a block's own content only.
+    - A block of the trace is not a KV block of an engine: a hit is worth tokens, and those are cut into KV blocks anew.
+
+    Provenance, filled in by readers: ``path``, ``format``, ``sha256``, ``rows``; ``origin_ns``, the first row's time
+    since some midnight on the clock of the traced system, which gives hours of the day (None: not known). For the m
+    rows that failed in the traced system, in file order: ``source_failed_before`` (m,) counts the rows of the trace
+    that stand before it, ``source_failed_ns`` (m,) its arrival on the same clock (may be negative),
+    ``source_failed_prompt_tokens`` (m,).
     """
 
     arrival_ns: NDArray[np.int64]
@@ -53,13 +151,25 @@ class Trace:
     sha256: str | None = None
     rows: TraceRows | None = None
     source_failed_before: NDArray[np.int64] | None = None
+    source_failed_ns: NDArray[np.int64] | None = None
+    source_failed_prompt_tokens: NDArray[np.int64] | None = None
+    tenant: NDArray[np.int64] | None = None
+    tenant_names: Sequence[str] | None = None
+    model: NDArray[np.int64] | None = None
+    model_names: Sequence[str] | None = None
+    images: NDArray[np.int64] | None = None
+    deadline_ns: NDArray[np.int64] | None = None
+    wait_for: Ragged | None = None
+    prefix_hashes: Ragged | None = None
+    hash_block_tokens: int | None = None
+    origin_ns: int | None = None
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
 
     def __post_init__(self) -> None:
         n = len(self.arrival_ns)
-        for name in ("prompt_tokens", "output_tokens", "session", "think_ns", "priority"):
+        for name in (*COLUMNS, *RAGGED_COLUMNS):
             column = getattr(self, name)
             if column is not None and len(column) != n:
                 raise ValueError(f"{name} has {len(column)} rows, arrival_ns has {n}")
@@ -67,3 +177,42 @@ class Trace:
             raise ValueError("arrival_ns must start at or after 0 and must not decrease")
         if n and (int(self.prompt_tokens.min()) < 1 or int(self.output_tokens.min()) < 1):
             raise ValueError("prompt_tokens and output_tokens must be at least 1")
+        if self.wait_for is not None:
+            waits = self.wait_for.values
+            if bool(((waits < 0) | (waits >= self.wait_for.rows)).any()):
+                raise ValueError("wait_for must name rows before its own")
+        if (self.prefix_hashes is None) != (self.hash_block_tokens is None):
+            raise ValueError("prefix_hashes and hash_block_tokens belong together")
+        if self.prefix_hashes is not None and self.hash_block_tokens is not None:
+            blocks = -(-self.prompt_tokens // self.hash_block_tokens)
+            if bool((self.prefix_hashes.counts > blocks).any()):
+                raise ValueError("prefix_hashes has more blocks than the prompt")
+            if int(self.prefix_hashes.values.min(initial=0)) < 0:
+                raise ValueError("prefix_hashes must not be negative")
+
+    def select(self, rows: NDArray[Any] | slice) -> "Trace":
+        """The trace of some rows only: a slice, a mask, or positions in increasing order.
+
+        Times stay as they are, and so do names and provenance; ``rows`` and the source-failed columns are the
+        caller's business. A row no longer waits for rows that are left out. Raises ValueError for positions that do
+        not increase.
+        """
+        kept = np.arange(len(self))[rows]
+        if bool((np.diff(kept) <= 0).any()):
+            raise ValueError("positions must increase")
+        columns: dict[str, Any] = {}
+        for name in COLUMNS:
+            column = getattr(self, name)
+            if column is not None:
+                columns[name] = column[rows]
+        if self.prefix_hashes is not None:
+            columns["prefix_hashes"] = self.prefix_hashes.select(kept)
+        if self.wait_for is not None:
+            chosen = self.wait_for.select(kept)
+            moved = np.full(len(self), -1, np.int64)
+            moved[kept] = np.arange(len(kept))
+            waits = moved[chosen.values]
+            stays = waits >= 0
+            counts = np.bincount(chosen.rows[stays], minlength=len(kept))
+            columns["wait_for"] = Ragged(waits[stays], np.concatenate(([0], np.cumsum(counts))))
+        return replace(self, **columns)

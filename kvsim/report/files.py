@@ -1,11 +1,12 @@
 """The result folder of a run: checked before the simulation, written after it, moved into place when complete."""
 
+import csv
 import json
 import os
 import platform
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from kvsim.core.errors import InputError
 from kvsim.core.runlog import RunLog
-from kvsim.core.trace import Trace
+from kvsim.core.trace import RejectedRow, Trace
 from kvsim.metrics.slo import Slo
 from kvsim.report.tables import REQUESTS, TIMELINE, request_batches, timeline_batches
 
@@ -57,7 +58,8 @@ def write_run(
     run_info: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Path:
-    """Write ``requests.parquet timeline.parquet scenario.lock.yaml run.json summary.json``. Returns the folder.
+    """Write ``requests.parquet timeline.parquet scenario.lock.yaml run.json summary.json``, and
+    ``rejected_rows.csv`` if rows of the trace were set aside. Returns the folder.
 
     Equal runs give equal bytes in all but ``run.json``. A new folder appears complete in one rename. In a folder
     that is already there, files are replaced one by one and the summary goes first and comes last, so that an
@@ -71,6 +73,8 @@ def write_run(
         with _moved_into_place(path) as folder:
             _write_parquet(folder / "requests.parquet", REQUESTS, request_batches(log, trace, slo))
             _write_parquet(folder / "timeline.parquet", TIMELINE, timeline_batches(log))
+            if trace.rows is not None and trace.rows.rejected:
+                _write_rejected(folder / "rejected_rows.csv", trace.rows.rejected)
             (folder / "scenario.lock.yaml").write_text(lock_text, encoding="utf-8", newline="\n")
             (folder / "run.json").write_text(to_json(run_info), encoding="utf-8", newline="\n")
             (folder / SUMMARY).write_text(to_json(summary), encoding="utf-8", newline="\n")
@@ -168,6 +172,13 @@ def _write_parquet(file: Path, schema: Any, batches: Iterator[Any]) -> None:
     with pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, use_dictionary=text) as writer:
         for batch in batches:
             writer.write_batch(batch)
+
+
+def _write_rejected(file: Path, rejected: Sequence[RejectedRow]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow(RejectedRow._fields)
+        writer.writerows(rejected)
 
 
 def _version(package: str) -> str | None:

@@ -5,8 +5,9 @@ Drawn on ``Figure`` objects, never through pyplot, so that nothing global change
 
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -30,7 +31,7 @@ MANY_POINTS: Final = 4000
 """Up to so many requests are drawn as points; more become a density."""
 
 # Okabe and Ito's palette: told apart also with a colour vision deficiency, and in grey
-_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY: Final = "#555555"
 _ALARM: Final = "#b00020"
 _STYLE: Final[dict[Any, Any]] = {
@@ -87,6 +88,14 @@ def plot_run(
         "timeline": _timeline,
         "ttft_by_prompt": _ttft_by_prompt,
     }
+    return save({name: partial(draw, run) for name, draw in figures.items()}, target, formats)
+
+
+def save(figures: Mapping[str, Callable[[], "Figure"]], target: Path, formats: Sequence[str]) -> list[Path]:
+    """Draw each figure and write it into a folder in every format, the house's way. Returns the paths written.
+
+    Raises InputError if the folder cannot be written.
+    """
     import matplotlib
 
     written = []
@@ -96,7 +105,7 @@ def plot_run(
             matplotlib.rcdefaults()  # whatever the user's own style says
             matplotlib.rcParams.update(_STYLE)
             for name, draw in figures.items():
-                figure = draw(run)
+                figure = draw()
                 for kind in formats:
                     path = target / f"{name}.{kind}"
                     # a date in the file would make equal runs differ
@@ -134,7 +143,7 @@ def _new_figure(run: _Run, width: float, height: float) -> "Figure":
     return figure
 
 
-def _say(axes: "Axes", text: str) -> None:
+def say(axes: "Axes", text: str) -> None:
     """A panel with nothing to draw says why."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=_GREY)
     axes.set_xticks([])
@@ -160,11 +169,11 @@ def _latency(run: _Run) -> "Figure":
         axes.set_title(f"{label}  (n = {len(values):,})")
         axes.set_xlabel(f"{name.upper()} ({unit})")
         if not len(values):
-            _say(axes, "no request finished" if name != "tpot" else "no finished request\nwith two tokens or more")
+            say(axes, "no request finished" if name != "tpot" else "no finished request\nwith two tokens or more")
             continue
         shares = _cdf_shares(len(values))
         levels = np.percentile(values, shares * 100)
-        axes.step(levels, shares * 100, where="post", color=_COLOURS[0], linewidth=1.8)
+        axes.step(levels, shares * 100, where="post", color=COLOURS[0], linewidth=1.8)
         for percent, line in ((50, ":"), (90, "-."), (99, "--")):
             value = float(np.percentile(values, percent))
             axes.axvline(value, color=_GREY, linestyle=line, linewidth=0.9, label=f"p{percent}  {value:.4g} {unit}")
@@ -172,9 +181,9 @@ def _latency(run: _Run) -> "Figure":
             bound = limits_ms[name] / 1e3 * scale
             label = f"SLO  {bound:.4g} {unit}"
             if values.min() <= bound <= values.max():
-                axes.axvline(bound, color=_COLOURS[1], linewidth=1.4, label=label)
+                axes.axvline(bound, color=COLOURS[1], linewidth=1.4, label=label)
             else:  # named, but the axis belongs to the values
-                axes.plot([], [], color=_COLOURS[1], linewidth=1.4, label=f"{label} (outside)")
+                axes.plot([], [], color=COLOURS[1], linewidth=1.4, label=f"{label} (outside)")
         _log_if_wide(axes, "x", values)
         axes.set_ylim(0, 101)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
@@ -205,7 +214,7 @@ def _timeline(run: _Run) -> "Figure":
     for axes, (column, label, scale) in zip(panels, columns, strict=True):
         axes.set_ylabel(label)
         if not len(run.timeline["time_s"]):
-            _say(axes, "the timeline is empty")
+            say(axes, "the timeline is empty")
             continue
         _draw_replicas(axes, run, column, scale)
         axes.set_ylim(bottom=0, top=102 if column == "kv_usage_frac" else max(1.0, axes.get_ylim()[1]))
@@ -234,7 +243,7 @@ def _draw_replicas(axes: "Axes", run: _Run, column: str, scale: float) -> None:
         groups = {role: [k for k in range(len(roles)) if roles[k] == role] for role in kinds}
     else:
         groups = {f"replica {k}" + (f" ({role})" if len(kinds) > 1 else ""): [k] for k, role in enumerate(roles)}
-    for (name, members), colour in zip(groups.items(), _COLOURS, strict=False):
+    for (name, members), colour in zip(groups.items(), COLOURS, strict=False):
         instants, held = _held(time_s, replica, values, members)
         if column == "batch_tokens":
             stride = -(-held.size * len(groups) // MANY_POINTS)
@@ -278,10 +287,10 @@ def _ttft_by_prompt(run: _Run) -> "Figure":
     axes.set_xlabel("Prompt length (tokens)")
     axes.set_ylabel("Time to first token (s)")
     if not len(prompt):
-        _say(axes, "no request finished")
+        say(axes, "no request finished")
         return figure
     if len(prompt) <= MANY_POINTS:
-        axes.scatter(prompt, ttft_s, s=10, color=_COLOURS[0], alpha=0.5, linewidths=0, label="request")
+        axes.scatter(prompt, ttft_s, s=10, color=COLOURS[0], alpha=0.5, linewidths=0, label="request")
     else:
         bins = axes.hexbin(
             prompt,
@@ -295,7 +304,7 @@ def _ttft_by_prompt(run: _Run) -> "Figure":
             yscale="log" if _is_wide(ttft_s) else "linear",
         )
         figure.colorbar(bins, ax=axes, label="Requests per cell", format="%g")
-    axes.plot(*_median_by_length(prompt, ttft_s), color=_COLOURS[1], linewidth=1.8, label="median")
+    axes.plot(*_median_by_length(prompt, ttft_s), color=COLOURS[1], linewidth=1.8, label="median")
     _log_if_wide(axes, "x", prompt)
     _log_if_wide(axes, "y", ttft_s)
     axes.set_title(f"Finished requests: {len(prompt):,}")

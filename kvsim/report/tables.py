@@ -80,9 +80,11 @@ TIMELINE: Final = pa.schema(
 def request_batches(log: RunLog, trace: Trace, slo: Slo | None = None) -> Iterator[pa.RecordBatch]:
     """Record batches of schema REQUESTS, at most BATCH_ROWS rows each; at least one, so that an empty run has columns.
 
-    Row i of the log is row i of ``trace`` (sessions, priorities). ``good`` is null where ``slo`` bounds nothing.
+    Row i of the log is row i of ``trace`` (sessions, tenants, priorities). ``good`` is null where ``slo`` bounds
+    nothing.
     """
     names = _Names([*trace.session_names] if trace.session_names is not None else _numbers(trace.session))
+    tenants = _Names([*trace.tenant_names] if trace.tenant_names is not None else _numbers(trace.tenant))
     statuses, reasons = _Names(STATUS_NAMES), _Names(log.reasons)
     for start in range(0, max(len(log), 1), BATCH_ROWS):
         stop = min(start + BATCH_ROWS, len(log))
@@ -92,7 +94,7 @@ def request_batches(log: RunLog, trace: Trace, slo: Slo | None = None) -> Iterat
         columns = {
             "request_id": _ints(np.arange(start, stop)),
             "session_id": _nulls(_TEXT, rows) if trace.session is None else names.column(trace.session[start:stop]),
-            "tenant": _nulls(_TEXT, rows),
+            "tenant": _nulls(_TEXT, rows) if trace.tenant is None else tenants.column(trace.tenant[start:stop]),
             "priority": _nulls(_INT, rows) if trace.priority is None else _ints(trace.priority[start:stop]),
             "arrival_s": _floats(seconds(part.arrival_ns)),
             "queued_s": _floats(seconds(part.queued_ns)),

@@ -48,7 +48,7 @@ def schema() -> Schema:
     _offer(document["properties"]["model"], MODELS, {"type": "string"})
     for owner in (definitions["ClusterKeys"], definitions[PoolKeys.__name__]):
         _offer(owner["properties"]["gpu"], GPUS, {"type": "string"})
-    _offer(definitions["TraceKeys"]["properties"]["format"], ("auto", *READERS), PLUGIN)
+    _format(definitions["TraceKeys"]["properties"])
     definitions["generate"] = _generate()
     _offer(definitions["WorkloadKeys"]["properties"]["generate"], (), {"$ref": "#/$defs/generate"})
     for unused in (SeatKeys.__name__, KVKeys.__name__):
@@ -78,6 +78,16 @@ def _seat(seat: str) -> Schema:
     names = {"enum": sorted(table)}
     mapping = {"type": "object", "properties": {"name": {"anyOf": [names, PLUGIN]}}, "anyOf": policies}
     return {"anyOf": [names, PLUGIN, mapping]}
+
+
+def _format(properties: Schema) -> None:
+    """``workload.trace.format``: a reader's name, or a mapping with its parameters."""
+    names = {"enum": ["auto", *READERS]}
+    readers = [_named(n, plugins.load("trace format", n, READERS), {}, name_required=True) for n in READERS]
+    readers.append({"properties": {"name": {"anyOf": [{"const": "auto"}, PLUGIN]}}})
+    mapping = {"type": "object", "properties": {"name": {"anyOf": [names, PLUGIN]}}, "anyOf": readers}
+    about = properties["format"]["description"]
+    properties["format"] = {"description": about, "anyOf": [names, PLUGIN, mapping], "default": "auto"}
 
 
 def _generate() -> Schema:

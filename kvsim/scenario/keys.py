@@ -22,6 +22,10 @@ def _rate(value: Any) -> Any:
     return parse_bytes(value, per_second=True) if isinstance(value, str) else value
 
 
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 Bytes = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | str)]
 BytesPerSecond = Annotated[int, BeforeValidator(_rate, json_schema_input_type=float | str)]
 
@@ -77,9 +81,16 @@ class KVKeys(SeatKeys):
 class TraceKeys(Section):
     """A request trace in a file."""
 
-    path: str = Field(description="The trace file.")
-    format: str = Field(
-        default="auto", description="A reader's name (kvsim list readers), package.module:Class, or auto."
+    path: str = Field(description="The trace: a file (packed or not), a tar archive or a folder of documents.")
+    format: Annotated[SeatKeys, BeforeValidator(_named)] = Field(
+        default=SeatKeys(name="auto"),
+        description="A reader (kvsim list readers; package.module:Class), or auto: recognised from the content. A "
+        "mapping gives the reader's parameters: {name: plain, columns: {arrival_ms: ts}}.",
+    )
+    on_bad_row: Literal["refuse", "quarantine"] = Field(
+        default="refuse",
+        description="A row that breaks the format's rules stops the run, or is set aside: counted, and written to "
+        "rejected_rows.csv with its reason.",
     )
     limit: int | None = Field(default=None, ge=1, description="Only the first so many requests.")
     rate_scale: float = Field(

@@ -11,6 +11,7 @@ from typing import Any
 import kvsim.hardware
 import kvsim.models
 from kvsim import __version__
+from kvsim.core import plugins
 from kvsim.core.cluster import Cluster, Pool, RunOptions
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
@@ -27,7 +28,11 @@ from kvsim.scenario.presets import PRESETS, Preset
 from kvsim.scenario.scenario import Scenario
 from kvsim.scenario.source import Key
 from kvsim.workload import read_trace
+from kvsim.workload.readers import READERS
+from kvsim.workload.reading import recognised
 from kvsim.workload.transforms import limit, rate_scale
+
+TRACE: Key = ("workload", "trace", "path")
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
     pools = tuple(_pools(scenario, preset, model, max_model_len, allow_plugins))
     keys, files = _written_out(scenario, model_name, model_file, max_model_len, pools)
     trace = _trace(scenario, keys, files, allow_plugins)
-    checksums = {key: sha256_of(path) for key, path in files.items()}
+    checksums = {key: (key == TRACE and trace.sha256) or sha256_of(path) for key, path in files.items()}
     check_lock(scenario, files, checksums)
     workload, link = scenario.workload, scenario.cluster.link
     return Resolved(
@@ -105,7 +110,7 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
             horizon_ns=_ns(scenario.measure.horizon_s),
             timeline_instants=scenario.measure.timeline_instants,
         ),
-        notes=(*preset.notes, *_notes(scenario, pools, max_model_len)),
+        notes=(*preset.notes, *_notes(scenario, pools, max_model_len), *_trace_notes(scenario, trace)),
         lock=lock_text(scenario.label, keys, checksums),
         scenario_hash=scenario_hash(keys, checksums),
     )
@@ -363,18 +368,28 @@ def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], all
 def _read(
     scenario: Scenario, wanted: TraceKeys, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool
 ) -> Trace:
-    source, key = scenario.source, ("workload", "trace", "path")
-    folder = source.folder(key)
-    path = (folder / Path(wanted.path).expanduser()).resolve()
-    if not path.is_file():
-        problem = "is a folder, not a trace" if path.is_dir() else "does not exist"
-        from_file = source.file is not None and not source.overridden(key)
-        start = "the scenario file" if from_file else "the working directory"
-        raise source.error(f"{path} {problem}", key, f"a relative path starts at {start}")
-    with source.locate(("workload", "trace", "format")):
-        trace = read_trace(path, wanted.format, allow_plugins=allow_plugins)
-    files[key] = path
-    keys |= {"path": str(path), "format": trace.format}
+    from kvsim.workload.readers.files import located  # pyarrow is imported when a trace is read, not before
+
+    source = scenario.source
+    path: str | Path = wanted.path
+    if "://" not in wanted.path:
+        path = (source.folder(TRACE) / Path(wanted.path).expanduser()).resolve()
+        if not path.exists():
+            from_file = source.file is not None and not source.overridden(TRACE)
+            start = "the scenario file" if from_file else "the working directory"
+            raise source.error(f"{path} does not exist", TRACE, f"a relative path starts at {start}")
+    at = ("workload", "trace", "format")
+    with source.locate(TRACE), located(path) as local:
+        with source.locate(at):
+            name = recognised(local) if wanted.format.name in (None, "auto") else str(wanted.format.name)
+            reader = plugins.load("trace format", name, READERS, allow_plugins=allow_plugins)
+            values = seats.arguments(seats.parameters_of(reader), wanted.format.parameters, source, at)
+            parameters = seats.values_of(seats.call(reader, values, name, source, at))
+        with source.locate(("workload", "trace")):
+            trace = read_trace(local, name, allow_plugins, parameters=values, on_bad_row=wanted.on_bad_row)
+    trace = dataclasses.replace(trace, path=str(path))
+    files[TRACE] = Path(path)  # an address is only named in messages: its checksum is the trace's
+    keys |= {"path": str(path), "format": {"name": name, **parameters} if parameters else name}
     if wanted.limit is not None:
         trace = limit(trace, wanted.limit)
     if wanted.rate_scale != 1.0:
@@ -418,3 +433,17 @@ def _notes(scenario: Scenario, pools: tuple[ResolvedPool, ...], max_model_len: i
             )
     if scenario.lock is not None and scenario.lock.kvsim != __version__:
         yield f"the lock was written by kvsim {scenario.lock.kvsim}, this is {__version__}: results may differ"
+
+
+def _trace_notes(scenario: Scenario, trace: Trace) -> Iterator[str]:
+    """What the trace says and the engine does not play yet."""
+    if scenario.workload.sessions == "closed" and trace.wait_for is not None:
+        others = int((trace.wait_for.counts > 1).sum())
+        yield (
+            "wait_for is not played yet: the requests of a session are sent one after the other, also those of "
+            f"parallel sub-agents ({others} requests wait for several)"
+        )
+    if trace.images is not None and trace.images.any():
+        yield f"{int((trace.images > 0).sum())} requests have images: encoding them is not modelled"
+    if trace.deadline_ns is not None and (trace.deadline_ns >= 0).any():
+        yield f"{int((trace.deadline_ns >= 0).sum())} requests have deadlines: nobody looks at them yet"

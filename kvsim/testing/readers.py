@@ -9,10 +9,9 @@ import numpy as np
 
 from kvsim.core.errors import InputError
 from kvsim.core.seats import TraceReader
-from kvsim.core.trace import Trace
+from kvsim.core.trace import COLUMNS, RAGGED_COLUMNS, Ragged, Trace
 from kvsim.testing.checks import Look
-
-HEAD_BYTES = 65536
+from kvsim.workload.readers.files import head_of
 
 
 def looks(reader: TraceReader, sample: Path) -> Iterator[Look]:
@@ -29,9 +28,10 @@ def looks(reader: TraceReader, sample: Path) -> Iterator[Look]:
         return trace_fault(reader.read(sample))
 
     def recognises() -> str | None:
-        if data.startswith(b"PAR1"):
+        start = head_of(sample)
+        if start.startswith(b"PAR1"):
             return None  # a Parquet file is recognised by its column names, which kvsim reads
-        head = data[:HEAD_BYTES].decode("utf-8", errors="replace")
+        head = start.decode("utf-8", errors="replace")
         if reader.recognises(head) is not True:
             return f"it does not recognise {sample.name}"
         strangers = ("", "\n", "hello", "a,b,c\n1,2,3\n", "\x00\x00", '{"a": 1}\n')
@@ -42,7 +42,11 @@ def looks(reader: TraceReader, sample: Path) -> Iterator[Look]:
         one, other = reader.read(sample), reader.read(sample)
         for field in dataclasses.fields(Trace):
             a, b = getattr(one, field.name), getattr(other, field.name)
-            if not (np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b):
+            if isinstance(a, Ragged) and isinstance(b, Ragged):
+                same = np.array_equal(a.values, b.values) and np.array_equal(a.offsets, b.offsets)
+            else:
+                same = np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+            if not same:
                 return f"{field.name} differs between two reads"
         return None
 
@@ -55,10 +59,14 @@ def looks(reader: TraceReader, sample: Path) -> Iterator[Look]:
 
 def trace_fault(trace: Trace) -> str | None:
     """What a trace lacks to be sound, or None (``kvsim/core/trace.py``)."""
-    for name in ("arrival_ns", "prompt_tokens", "output_tokens", "session", "think_ns", "priority"):
+    for name in COLUMNS:
         column = getattr(trace, name)
         if column is not None and not (isinstance(column, np.ndarray) and column.dtype == np.int64):
             return f"{name} is {getattr(column, 'dtype', type(column).__name__)}, not an array of int64"
+    for name in RAGGED_COLUMNS:
+        ragged = getattr(trace, name)
+        if ragged is not None and not ragged.values.dtype == ragged.offsets.dtype == np.int64:
+            return f"{name} is not of int64"
     if len(trace) and trace.arrival_ns[0] != 0:
         return f"the first request arrives at {trace.arrival_ns[0]} ns, not at 0"
     if trace.rows is None:
@@ -67,11 +75,30 @@ def trace_fault(trace: Trace) -> str | None:
         return f"{trace.rows} leaves {trace.rows.replayed} rows to replay, and the trace has {len(trace)}"
     if trace.think_ns is not None and (trace.think_ns < 0).any():
         return "think_ns has a negative value"
-    if trace.session is not None and (trace.session < -1).any():
-        return "session has a number below -1"
-    last = -1 if trace.session is None else int(trace.session.max(initial=-1))
-    if trace.session_names is not None and len(trace.session_names) <= last:
-        return f"session {last} has no name among {len(trace.session_names)}"
+    for name in ("session", "tenant", "model"):
+        numbers, names = getattr(trace, name), getattr(trace, f"{name}_names")
+        if numbers is not None and (numbers < -1).any():
+            return f"{name} has a number below -1"
+        last = -1 if numbers is None else int(numbers.max(initial=-1))
+        if names is not None and len(names) <= last:
+            return f"{name} {last} has no name among {len(names)}"
+    for name, least in (("images", 0), ("deadline_ns", -1)):
+        column = getattr(trace, name)
+        if column is not None and (column < least).any():
+            return f"{name} has a value below {least}"
+    return None if trace.prefix_hashes is None else _prefix_fault(trace.prefix_hashes)
+
+
+def _prefix_fault(hashes: Ragged) -> str | None:
+    """Ids have to be chained: each always behind the same one."""
+    before = np.concatenate(([-1], hashes.values[:-1]))[: len(hashes.values)]
+    starts = hashes.offsets[:-1]
+    before[starts[starts < len(before)]] = -1
+    distinct, first = np.unique(hashes.values, return_index=True)
+    if len(distinct) and int(distinct[-1]) != len(distinct) - 1:
+        return f"prefix_hashes has {len(distinct)} ids up to {distinct[-1]}, not numbered from 0 without gaps"
+    if not np.array_equal(before[first][hashes.values], before):
+        return "prefix_hashes has an id behind two different ids: ids have to stand for all before them"
     return None
 
 

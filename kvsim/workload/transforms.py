@@ -28,15 +28,13 @@ def limit(trace: Trace, n: int) -> Trace:
         failed = len(failed_before)
     read = n + failed + sum(rows.dropped.values())
     return dataclasses.replace(
-        trace,
-        arrival_ns=trace.arrival_ns[:n],
-        prompt_tokens=trace.prompt_tokens[:n],
-        output_tokens=trace.output_tokens[:n],
-        session=None if trace.session is None else trace.session[:n],
-        think_ns=None if trace.think_ns is None else trace.think_ns[:n],
-        priority=None if trace.priority is None else trace.priority[:n],
+        trace.select(slice(n)),
         rows=dataclasses.replace(rows, read=read, source_failed=failed),
         source_failed_before=failed_before,
+        source_failed_ns=None if trace.source_failed_ns is None else trace.source_failed_ns[:failed],
+        source_failed_prompt_tokens=None
+        if trace.source_failed_prompt_tokens is None
+        else trace.source_failed_prompt_tokens[:failed],
     )
 
 

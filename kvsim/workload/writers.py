@@ -1,58 +1,136 @@
-"""From a Trace to a file that the ``plain`` reader gives back unchanged."""
+"""From a Trace to a file: CSV or JSON lines that the ``plain`` reader gives back, or kvsim's own Parquet form."""
 
 import csv
+import json
 import os
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvsim.core.trace import Trace
+from kvsim.core.errors import InputError
+from kvsim.core.trace import RAGGED_COLUMNS, RejectedRow, Trace
+
+BATCH_ROWS: Final = 131_072
+"""Rows of one Parquet row group."""
+
+_TEXTS: Final = (("session", "session_id"), ("tenant", "tenant"), ("model", "model"))
+_LISTS: Final = (("prefix_hashes", "hash_ids"), ("wait_for", "wait_for"))
 
 
 def write_plain_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write ``arrival_s,prompt_tokens,output_tokens`` and the optional columns that the trace has, LF line ends.
 
-    Seconds are written exactly, without trailing zeros. Raises OSError if the file cannot be written.
+    Seconds are written exactly, without trailing zeros. Rows that failed in the traced system are not in it.
+    Raises InputError for a trace with lists (prefix hashes, wait_for), which a CSV does not hold, and OSError if the
+    file cannot be written.
     """
-    columns: dict[str, list[Any]] = {
-        "arrival_s": _decimals(trace.arrival_ns),
-        "prompt_tokens": trace.prompt_tokens.tolist(),
-        "output_tokens": trace.output_tokens.tolist(),
-    }
-    if trace.session is not None:
-        columns["session_id"] = _session_names(trace)
-        if trace.think_ns is not None:
-            columns["think_s"] = _decimals(trace.think_ns)
-    if trace.priority is not None:
-        columns["priority"] = trace.priority.tolist()
-    write_csv(columns, path)
+    for name in RAGGED_COLUMNS:
+        if getattr(trace, name) is not None:
+            raise InputError(f"a CSV does not hold {name}", key=str(path), hint="write .jsonl or .parquet")
+    write_csv(_plain_columns(trace), path)
+
+
+def write_plain_jsonl(trace: Trace, path: str | os.PathLike[str]) -> None:
+    """Write the columns of ``write_plain_csv``, and lists, as JSON lines; times are whole nanoseconds or seconds.
+
+    Read it with ``format: {name: plain, hash_block_tokens: ...}`` if it has ``hash_ids``. Raises OSError.
+    """
+    columns = {"arrival_ns": trace.arrival_ns.tolist(), **_plain_columns(trace)}
+    del columns["arrival_s"]
+    for name in ("think_s", "deadline_s"):
+        if name in columns:
+            columns[name] = [float(each) if each else None for each in columns[name]]
+    lists = {theirs: getattr(trace, ours) for ours, theirs in _LISTS if getattr(trace, ours) is not None}
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        for i, row in enumerate(zip(*columns.values(), strict=True)):
+            record = {name: value for name, value in zip(columns, row, strict=True) if value not in (None, "")}
+            record |= {name: column.row(i).tolist() for name, column in lists.items()}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def write_plain_parquet(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write the columns of ``write_plain_csv`` as Parquet; times as float64 seconds.
 
-    A time below 2^50 ns (13 days) comes back exactly. Raises OSError if the file cannot be written.
+    A time below 2^50 ns (13 days) comes back exactly; ``write_canonical`` has no such bound. Raises OSError if the
+    file cannot be written.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    def column(values: NDArray[Any], arrow: Any) -> Any:
-        """pa.array(values) without importing pandas."""
-        return pa.Array.from_buffers(arrow, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
-
     columns = {
-        "arrival_s": column(trace.arrival_ns / 1e9, pa.float64()),
-        "prompt_tokens": column(trace.prompt_tokens, pa.int64()),
-        "output_tokens": column(trace.output_tokens, pa.int64()),
+        "arrival_s": _column(trace.arrival_ns / 1e9, pa.float64()),
+        "prompt_tokens": _column(trace.prompt_tokens, pa.int64()),
+        "output_tokens": _column(trace.output_tokens, pa.int64()),
     }
-    if trace.session is not None:
-        columns["session_id"] = pa.array(_session_names(trace), pa.string())
-        if trace.think_ns is not None:
-            columns["think_s"] = column(trace.think_ns / 1e9, pa.float64())
-    if trace.priority is not None:
-        columns["priority"] = column(trace.priority, pa.int64())
+    for ours, theirs in _TEXTS:
+        if getattr(trace, ours) is not None:
+            columns[theirs] = _text_column(getattr(trace, ours), getattr(trace, f"{ours}_names"))
+    if trace.session is not None and trace.think_ns is not None:
+        columns["think_s"] = _column(trace.think_ns / 1e9, pa.float64())
+    for name in ("priority", "images"):
+        if getattr(trace, name) is not None:
+            columns[name] = _column(getattr(trace, name), pa.int64())
     parquet.write_table(pa.Table.from_arrays(list(columns.values()), names=list(columns)), path)
+
+
+def write_canonical(trace: Trace, path: str | os.PathLike[str]) -> None:
+    """Write every column of the trace in kvsim's own Parquet form (``readers/canonical.py``), zstd.
+
+    Rows that failed in the traced system stand where they stood, with ``output_tokens`` 0; rows that were dropped
+    are counted in the metadata. Raises OSError if the file cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from kvsim.workload.readers.canonical import META_ABOUT, META_VERSION, NUMBERS, TEXTS, VERSION
+
+    rows = trace.rows
+    about: dict[str, Any] = {"format": trace.format, "sha256": trace.sha256}
+    if rows is not None:
+        about["rows"] = {"read": rows.read, "source_failed": rows.source_failed, "dropped": rows.dropped}
+    if trace.origin_ns is not None:
+        about["origin_ns"] = trace.origin_ns
+    if trace.hash_block_tokens is not None:
+        about["hash_block_tokens"] = trace.hash_block_tokens
+    numbers = [name for name in NUMBERS if getattr(trace, name) is not None]
+    texts = [name for name in TEXTS if getattr(trace, name) is not None]
+    lists = [name for name in RAGGED_COLUMNS if getattr(trace, name) is not None]
+    list_type = pa.list_(pa.int64())
+    fields = [(name, pa.int64()) for name in ("arrival_ns", "prompt_tokens", "output_tokens", *numbers)]
+    fields += [(name, pa.dictionary(pa.int32(), pa.string())) for name in texts]
+    fields += [(name, list_type) for name in lists]
+    metadata = {META_VERSION: str(VERSION), META_ABOUT: json.dumps(about)}
+    schema = pa.schema(fields, metadata=metadata)
+    dictionaries = {name: _strings(getattr(trace, f"{name}_names")) for name in texts}
+    with parquet.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=texts, column_encoding={"arrival_ns": "DELTA_BINARY_PACKED"}
+    ) as writer:
+        for row, failed in _in_file_order(trace):
+            played = row >= 0
+
+            def column(name: str, played: Any = played, row: Any = row) -> NDArray[np.int64]:
+                values = np.zeros(len(played), np.int64)
+                values[played] = getattr(trace, name)[row[played]]
+                return values
+
+            arrival_ns, prompt = column("arrival_ns"), column("prompt_tokens")
+            if trace.source_failed_ns is not None and trace.source_failed_prompt_tokens is not None:
+                arrival_ns[~played] = trace.source_failed_ns[failed]
+                prompt[~played] = trace.source_failed_prompt_tokens[failed]
+            arrays = [_column(values, pa.int64()) for values in (arrival_ns, prompt, column("output_tokens"))]
+            arrays += [_column(column(name), pa.int64()) for name in numbers]
+            for name in texts:
+                at = np.where(played, column(name), -1).astype(np.int32)
+                arrays.append(pa.DictionaryArray.from_arrays(_column(at, pa.int32(), at >= 0), dictionaries[name]))
+            for name in lists:
+                chosen = getattr(trace, name).select(row[played])
+                counts = np.zeros(len(row), np.int64)
+                counts[played] = chosen.counts
+                ends = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+                arrays.append(pa.ListArray.from_arrays(_column(ends, pa.int32()), _column(chosen.values, pa.int64())))
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
 
 def write_csv(columns: dict[str, list[Any]], path: str | os.PathLike[str]) -> None:
@@ -63,10 +141,49 @@ def write_csv(columns: dict[str, list[Any]], path: str | os.PathLike[str]) -> No
         writer.writerows(zip(*columns.values(), strict=True))
 
 
-def _session_names(trace: Trace) -> list[str]:
-    assert trace.session is not None
-    names = trace.session_names
-    return ["" if k < 0 else names[k] if names is not None else str(k) for k in trace.session.tolist()]
+def write_rejected(rejected: Sequence[RejectedRow], path: str | os.PathLike[str]) -> None:
+    """Write ``place,column,value,reason``, one line per row in quarantine."""
+    names = RejectedRow._fields
+    write_csv({name: [getattr(row, name) for row in rejected] for name in names}, path)
+
+
+def _in_file_order(trace: Trace) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Batches of the rows of a file: the trace's row, or -1 for one that failed in the traced system; and the numbers
+    of those."""
+    n, before = len(trace), trace.source_failed_before
+    if before is None or trace.source_failed_ns is None:
+        before = np.empty(0, np.int64)
+    order = np.insert(np.arange(n), before, -1) if len(before) else np.arange(n)
+    failures = 0
+    for start in range(0, max(len(order), 1), BATCH_ROWS):
+        rows = order[start : start + BATCH_ROWS]
+        count = int((rows < 0).sum())
+        yield rows, np.arange(failures, failures + count)
+        failures += count
+
+
+def _plain_columns(trace: Trace) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        "arrival_s": _decimals(trace.arrival_ns),
+        "prompt_tokens": trace.prompt_tokens.tolist(),
+        "output_tokens": trace.output_tokens.tolist(),
+    }
+    for ours, theirs in _TEXTS:
+        if getattr(trace, ours) is not None:
+            columns[theirs] = _names(getattr(trace, ours), getattr(trace, f"{ours}_names"))
+    if trace.think_ns is not None and (trace.session is not None or trace.wait_for is not None):
+        columns["think_s"] = _decimals(trace.think_ns)
+    for name in ("priority", "images"):
+        if getattr(trace, name) is not None:
+            columns[name] = getattr(trace, name).tolist()
+    if trace.deadline_ns is not None:
+        texts = _decimals(trace.deadline_ns)
+        columns["deadline_s"] = ["" if t < 0 else s for t, s in zip(trace.deadline_ns.tolist(), texts, strict=True)]
+    return columns
+
+
+def _names(numbers: NDArray[np.int64], names: Any) -> list[str]:
+    return ["" if k < 0 else names[k] if names is not None else str(k) for k in numbers.tolist()]
 
 
 def _decimals(time_ns: NDArray[np.int64]) -> list[str]:
@@ -76,3 +193,28 @@ def _decimals(time_ns: NDArray[np.int64]) -> list[str]:
     ['0', '0.020622', '12.000000001']
     """
     return [f"{t // 10**9}.{t % 10**9:09d}".rstrip("0").rstrip(".") for t in time_ns.tolist()]
+
+
+def _column(values: NDArray[Any], arrow: Any, filled: NDArray[np.bool_] | None = None) -> Any:
+    """An Arrow array of the values. ``pa.array`` would import pandas."""
+    import pyarrow as pa
+
+    bitmap = None if filled is None or filled.all() else pa.py_buffer(np.packbits(filled, bitorder="little"))
+    return pa.Array.from_buffers(arrow, len(values), [bitmap, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def _strings(names: Any) -> Any:
+    import pyarrow as pa
+
+    encoded = [str(name).encode() for name in names or ()]
+    ends = np.concatenate(([0], np.cumsum([len(each) for each in encoded]))).astype(np.int32)
+    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
+
+
+def _text_column(numbers: NDArray[np.int64], names: Any) -> Any:
+    import pyarrow as pa
+
+    if names is None:
+        names = [str(k) for k in range(int(numbers.max(initial=-1)) + 1)]
+    at = numbers.astype(np.int32)
+    return pa.DictionaryArray.from_arrays(_column(at, pa.int32(), at >= 0), _strings(names)).cast(pa.string())

@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from kvsim.core.trace import Trace, TraceRows
-from kvsim.workload.readers.table import DATE_TIME, WHOLE, Column, header, open_table, require
+from kvsim.workload.readers.table import (
+    DATE_TIME,
+    WHOLE,
+    ZONED_DATE_TIME,
+    Columns,
+    Quarantine,
+    header,
+    nothing_left,
+    open_table,
+    require,
+)
 
 
 @dataclass(frozen=True)
@@ -19,21 +29,56 @@ class Azure2023:
     columns: ClassVar[tuple[str, ...]] = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
     def recognises(self, head: str) -> bool:
-        """True if the three columns are there."""
-        return set(self.columns) <= set(header(head))
+        """True if the three columns are there and the first stamp has no time zone."""
+        names = header(head)
+        return set(self.columns) <= set(names) and "NumImages" not in names and not has_zone(head)
 
-    def read(self, path: Path) -> Trace:
+    def read(self, path: Path, quarantine: Quarantine | None = None) -> Trace:
         """Every row becomes a request. Raises InputError for a bad cell, a length below 1, or times out of order."""
-        table = open_table(path)
-        require(table, self.columns)
-        arrival, prompt, output = Column(), Column(), Column()
-        last_ns = None
-        for batch in table.batches({"TIMESTAMP": DATE_TIME, "ContextTokens": WHOLE, "GeneratedTokens": WHOLE}):
-            time_ns = batch.nanoseconds("TIMESTAMP")
-            last_ns = batch.refuse_disorder("TIMESTAMP", time_ns, last_ns)
-            arrival.append(time_ns)
-            prompt.append(batch.tokens("ContextTokens", least=1))
-            output.append(batch.tokens("GeneratedTokens", least=1))
-        arrival_ns = arrival.take()
-        arrival_ns -= arrival_ns[0]
-        return Trace(arrival_ns, prompt.take(), output.take(), rows=TraceRows(read=len(arrival_ns)))
+        return read_azure(path, quarantine, zoned=False)
+
+
+def has_zone(head: str) -> bool:
+    """True if the stamp of the first row ends with ``Z`` or an offset such as ``+00:00``."""
+    names, lines = header(head), head.splitlines()
+    if len(lines) < 2 or "TIMESTAMP" not in names:
+        return False
+    cells = header(lines[1])
+    at = names.index("TIMESTAMP")
+    clock = cells[at][10:] if len(cells) > at else ""
+    return clock.endswith("Z") or "+" in clock or "-" in clock
+
+
+def read_azure(path: Path, quarantine: Quarantine | None, *, zoned: bool, images: bool = False) -> Trace:
+    """A file of any year: stamps with a time zone or without, ``NumImages`` or not."""
+    table = open_table(path, quarantine)
+    require(table, Azure2023.columns)
+    stamp = ZONED_DATE_TIME if zoned else DATE_TIME
+    kinds = {"TIMESTAMP": stamp, "ContextTokens": WHOLE, "GeneratedTokens": WHOLE}
+    kinds |= {"NumImages": WHOLE} if images else {}
+    columns = Columns()
+    last_ns = None
+    for batch in table.batches(kinds):
+        values = {
+            "prompt": batch.tokens("ContextTokens", least=1),
+            "output": batch.tokens("GeneratedTokens", least=1),
+        }
+        if images:
+            values["images"] = batch.whole("NumImages")
+            batch.refuse(values["images"] < 0, "NumImages", "is negative", "allowed: whole numbers from 0")
+        time_ns = batch.nanoseconds("TIMESTAMP")
+        last_ns = batch.refuse_disorder("TIMESTAMP", time_ns, last_ns)
+        columns.append(batch.good, arrival=time_ns, **values)
+    if not columns.rows:
+        raise nothing_left(path)
+    arrival_ns = columns.take("arrival")
+    origin_ns = int(arrival_ns[0])
+    arrival_ns -= origin_ns
+    return Trace(
+        arrival_ns,
+        columns.take("prompt"),
+        columns.take("output"),
+        images=columns.take("images") if images else None,
+        origin_ns=origin_ns,
+        rows=TraceRows(read=len(arrival_ns)),
+    )

@@ -5,14 +5,25 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kvsim.core.errors import InputError
 from kvsim.core.trace import Trace, TraceRows
-from kvsim.workload.readers.table import DECIMAL_SECONDS, NAME, WHOLE, Column, Names, header, open_table, require
+from kvsim.workload.readers.table import (
+    DECIMAL_SECONDS,
+    NAME,
+    WHOLE,
+    Columns,
+    Names,
+    Quarantine,
+    header,
+    nothing_left,
+    open_table,
+    require,
+)
+from kvsim.workload.readers.turns import think_times
 
 SESSION = "Session ID"
 ELAPSED = "Elapsed time"
+LOG_TYPES = ("Conversation log", "API log")
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class BurstGPT:
     - A row without response tokens failed on the original system: it is counted as ``source_failed``, not replayed.
     - Think time of a turn = max(0, gap to the previous turn's submission - the previous turn's elapsed time), where
       turns are the replayed rows of one session; 0 for its first turn and for API rows.
+    - ``Model`` becomes the model, ``Log Type`` (``Conversation log`` or ``API log``: two services) the tenant.
     """
 
     columns: ClassVar[tuple[str, ...]] = (
@@ -41,78 +53,77 @@ class BurstGPT:
         """True if the six columns common to all published files are there."""
         return set(self.columns) <= set(header(head))
 
-    def read(self, path: Path) -> Trace:
+    def read(self, path: Path, quarantine: Quarantine | None = None) -> Trace:
         """Every row with response tokens becomes a request.
 
         Raises InputError for a bad cell, times out of order, totals that do not add up, a response to an empty
-        request, one of the two session columns without the other, or a file in which every row failed.
+        request, another log type, one of the two session columns without the other, or a file in which every row
+        failed.
         """
-        table = open_table(path)
+        table = open_table(path, quarantine)
         require(table, self.columns)
         kinds = {
             "Timestamp": DECIMAL_SECONDS,
             "Request tokens": WHOLE,
             "Response tokens": WHOLE,
             "Total tokens": WHOLE,
+            "Model": NAME,
+            "Log Type": NAME,
         }
         has_sessions = SESSION in table.names or ELAPSED in table.names
         if has_sessions:
             require(table, (SESSION, ELAPSED))
             kinds |= {SESSION: NAME, ELAPSED: DECIMAL_SECONDS}
 
-        arrival, prompt, output, elapsed, failed = Column(), Column(), Column(), Column(), Column()
-        sessions = Names()
+        columns, failures = Columns(), Columns()
+        sessions, models, services = Names(), Names(), Names()
         last_ns = None
         read = replayed = 0
         for batch in table.batches(kinds):
-            time_ns = batch.nanoseconds("Timestamp")
-            last_ns = batch.refuse_disorder("Timestamp", time_ns, last_ns)
             request = batch.tokens("Request tokens", least=0)
             response = batch.tokens("Response tokens", least=0)
             wrong = batch.tokens("Total tokens", least=0) != request + response
             batch.refuse(wrong, "Total tokens", "is not request + response tokens", "correct or remove the row")
             batch.refuse((request == 0) & (response > 0), "Request tokens", "has a response", "allowed: at least 1")
-            kept = response > 0
-            arrival.append(time_ns[kept])
-            prompt.append(request[kept])
-            output.append(response[kept])
-            failed.append(replayed + np.cumsum(kept)[~kept])
+            batch.refuse_unknown("Log Type", LOG_TYPES)
+            values = {"prompt": request, "output": response}
+            if has_sessions:
+                values["elapsed"] = batch.nanoseconds(ELAPSED)
+                batch.refuse(values["elapsed"] < 0, ELAPSED, "is negative", "allowed: seconds from 0")
+            time_ns = batch.nanoseconds("Timestamp")
+            last_ns = batch.refuse_disorder("Timestamp", time_ns, last_ns)
+            kept, failed = batch.good & (response > 0), batch.good & (response == 0)
+            columns.append(kept, arrival=time_ns, **values)
+            failures.append(failed, arrival=time_ns, prompt=request, before=replayed + np.cumsum(kept))
+            models.append(batch.text("Model"), kept)
+            services.append(batch.text("Log Type"), kept)
             if has_sessions:
                 sessions.append(batch.text(SESSION), kept)
-                elapsed_ns = batch.nanoseconds(ELAPSED)
-                batch.refuse(elapsed_ns < 0, ELAPSED, "is negative", "allowed: seconds from 0")
-                elapsed.append(elapsed_ns[kept])
-            read += len(kept)
-            replayed += int(kept.sum())
+            read += int(np.count_nonzero(batch.good))
+            replayed = columns.rows
         if not replayed:
-            raise InputError(f"has nothing to replay: all {read} rows failed in the traced system", file=path)
+            raise nothing_left(path, f"all {read} rows failed in the traced system" if read else "no row can be used")
 
-        arrival_ns = arrival.take()
-        arrival_ns -= arrival_ns[0]
+        arrival_ns = columns.take("arrival")
+        first_ns = int(arrival_ns[0])
+        arrival_ns -= first_ns
         session, names = sessions.take() if has_sessions else (None, None)
+        model, model_names = models.take()
+        tenant, tenant_names = services.take()
         return Trace(
             arrival_ns,
-            prompt.take(),
-            output.take(),
+            columns.take("prompt"),
+            columns.take("output"),
             session=session,
-            think_ns=None if session is None else think_times(arrival_ns, session, elapsed.take()),
+            think_ns=None if session is None else think_times(arrival_ns, session, columns.take("elapsed")),
             session_names=names,
+            tenant=tenant,
+            tenant_names=tenant_names,
+            model=model,
+            model_names=model_names,
             rows=TraceRows(read=read, source_failed=read - replayed),
-            source_failed_before=failed.take(),
+            origin_ns=first_ns,
+            source_failed_before=failures.take("before"),
+            source_failed_ns=failures.take("arrival") - first_ns,
+            source_failed_prompt_tokens=failures.take("prompt"),
         )
-
-
-def think_times(
-    arrival_ns: NDArray[np.int64], session: NDArray[np.int64], elapsed_ns: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Pause before each turn, (n,) int64 ns: max(0, gap since its session's previous row - that row's elapsed time).
-
-    0 for a first turn and where ``session`` is -1.
-    """
-    by_session = np.argsort(session, kind="stable")
-    earlier, later = by_session[:-1], by_session[1:]
-    turns = (session[earlier] == session[later]) & (session[later] >= 0)
-    earlier, later = earlier[turns], later[turns]
-    think_ns = np.zeros(len(session), np.int64)
-    think_ns[later] = np.maximum(0, arrival_ns[later] - arrival_ns[earlier] - elapsed_ns[earlier])
-    return think_ns

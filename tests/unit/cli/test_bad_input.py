@@ -54,7 +54,7 @@ def test_the_scenario_that_the_cases_break_runs(tmp_path: Path, monkeypatch: pyt
 def test_a_misspelt_key(refused: Refused) -> None:
     assert (
         refused("workload:\n  trace: {path: t.csv, limt: 3}\n")
-        == "s.yaml:2: workload.trace.limt: unknown key; did you mean 'limit'? known: format, limit, path, rate_scale"
+        == "s.yaml:2: workload.trace.limt: unknown key; did you mean 'limit'? known: format, limit, on_bad_row, path, rate_scale"
     )
 
 

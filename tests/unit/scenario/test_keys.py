@@ -36,7 +36,7 @@ def test_sizes_and_rates_carry_units() -> None:
     ("text", "message"),
     [
         (BASE + "modle: x\n", f"3: modle: unknown key; did you mean 'model'? known: {KNOWN}"),
-        ("workload:\n  trace:\n    pth: a\n", "3: workload.trace.pth: unknown key; did you mean 'path'? known: format, limit, path, rate_scale"),
+        ("workload:\n  trace:\n    pth: a\n", "3: workload.trace.pth: unknown key; did you mean 'path'? known: format, limit, on_bad_row, path, rate_scale"),
         (BASE + "cluster:\n  max_num_seqs: 3\n", "4: cluster.max_num_seqs: unknown key; did you mean 'scheduler.max_num_seqs'? known: gpu, link, max_model_len, pools, reject_oversized, replicas, tensor_parallel_size"),
         (BASE + "cluster: {pipeline_parallel_size: 2}\n", "3: cluster.pipeline_parallel_size: vLLM's pipeline_parallel_size is not modelled yet; remove it"),
         (BASE + "cluster:\n  replicas: two\n", "4: cluster.replicas: expected a whole number, found 'two'"),
@@ -58,7 +58,7 @@ def test_sizes_and_rates_carry_units() -> None:
         (BASE + "cluster: {replicas: 2, pools: [{role: mixed}]}\n", "3: cluster: replicas is stated per pool when there are pools"),
         (BASE + "cluster:\n  pools:\n    - role: prefil\n", "5: cluster.pools.0.role: 'prefil' is not allowed; did you mean 'prefill'? allowed: mixed, prefill, decode"),
         ("workload: {sessions: closed}\n", "1: workload: give either trace: {path: ...} or generate: {name: ...}"),
-        ("workload: {trace: {}}\n", "1: workload.trace.path: is missing; needed: The trace file."),
+        ("workload: {trace: {}}\n", "1: workload.trace.path: is missing; needed: The trace: a file (packed or not), a tar archive or a folder of documents."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_its_place_and_what_is_allowed(tmp_path: Path, text: str, message: str) -> None:
@@ -73,7 +73,7 @@ def test_a_mistake_in_an_override_names_the_override(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(BASE)
     for setting, message in (
-        ("workload.trace.pth=3", "--set workload.trace.pth: unknown key; did you mean 'path'? known: format, limit, path, rate_scale"),
+        ("workload.trace.pth=3", "--set workload.trace.pth: unknown key; did you mean 'path'? known: format, limit, on_bad_row, path, rate_scale"),
         ("workload.trace.limit=ten", "--set workload.trace.limit: expected a whole number, found 'ten'"),
         ("seed.x=1", "--set seed: expected a whole number, found a mapping"),
         ("cluster.replicas=", "--set cluster.replicas: expected a whole number, found null"),

@@ -26,7 +26,7 @@ def test_other_stamps_are_refused(tmp_path: Path, stamp: str) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(f"{HEADER}{stamp},1,2".encode())
     with pytest.raises(InputError) as caught:
-        read_trace(path)
+        read_trace(path, "azure_2023")
     assert str(caught.value) == (
         f"{path}:2: TIMESTAMP: '{stamp}' is not YYYY-MM-DD hh:mm:ss with at most nine decimals and no time zone; "
         "correct the cell or leave out the row"

@@ -70,20 +70,25 @@ def test_decimal_seconds_are_exact_where_float64_is_not(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         (
-            "5,A,1,2,4,x\n",
+            "5,A,1,2,4,API log\n",
             "t.csv:2: Total tokens: '4' is not request + response tokens; correct or remove the row",
         ),
-        ("5,A,0,2,2,x\n", "t.csv:2: Request tokens: '0' has a response; allowed: at least 1"),
-        ("5,A,0,0,0,x\n", "t.csv: has nothing to replay: all 1 rows failed in the traced system"),
+        ("5,A,0,2,2,API log\n", "t.csv:2: Request tokens: '0' has a response; allowed: at least 1"),
+        ("5,A,0,0,0,API log\n", "t.csv: has nothing to replay: all 1 rows failed in the traced system; a trace"),
         (
-            "5,A,-1,2,1,x\n",
+            "5,A,-1,2,1,API log\n",
             "t.csv:2: Request tokens: '-1' is not a possible number of tokens; "
             "allowed: whole numbers from 0 to 2147483647",
         ),
-        ("5.0000000001,A,1,2,3,x\n", "t.csv:2: Timestamp: '5.0000000001' is not seconds with at most nine decimals"),
-        ("99999999999,A,1,2,3,x\n", "t.csv:2: Timestamp: '99999999999' is too large; allowed: times of at most"),
-        ("nan,A,1,2,3,x\n", "t.csv:2: Timestamp: 'nan' is not seconds with at most nine decimals"),
-        ("5,A,1,1,2,x\n4.5,A,1,2,3,x\n", "t.csv:3: Timestamp: '4.5' is earlier than the row before it"),
+        (
+            "5.0000000001,A,1,2,3,API log\n",
+            "t.csv:2: Timestamp: '5.0000000001' is not seconds with at most nine decimals",
+        ),
+        ("99999999999,A,1,2,3,API log\n", "t.csv:2: Timestamp: '99999999999' is too large; allowed: times of at most"),
+        ("5,A,1,2,3,Chat\n", "t.csv:2: Log Type: 'Chat' is not known; allowed: Conversation log, API log"),
+        ("5,A,1,2,3,\n", "t.csv:2: Log Type: '' is not known; allowed: Conversation log, API log"),
+        ("nan,A,1,2,3,API log\n", "t.csv:2: Timestamp: 'nan' is not seconds with at most nine decimals"),
+        ("5,A,1,1,2,API log\n4.5,A,1,2,3,API log\n", "t.csv:3: Timestamp: '4.5' is earlier than the row before it"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, rows: str, message: str) -> None:
@@ -94,9 +99,9 @@ def test_bad_rows_are_named(tmp_path: Path, rows: str, message: str) -> None:
 
 def test_negative_elapsed_time_and_half_a_session_column_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2: Elapsed time: '-1' is negative"):
-        read_trace(written(tmp_path, V3 + "5,aa,-1,A,1,2,3,x\n"))
+        read_trace(written(tmp_path, V3 + "5,aa,-1,A,1,2,3,API log\n"))
     with pytest.raises(InputError, match="1: column 'Elapsed time' is missing"):
-        read_trace(written(tmp_path, V1.replace("Model", "Session ID,Model") + "5,aa,A,1,2,3,x\n"))
+        read_trace(written(tmp_path, V1.replace("Model", "Session ID,Model") + "5,aa,A,1,2,3,API log\n"))
 
 
 def test_published_first_400_rows(shared_data: Path) -> None:

@@ -115,12 +115,16 @@ def test_sessions_keep_their_numbers_across_batches(tmp_path: Path) -> None:
             "version https://git-lfs.github.com/spec/v1\noid sha256:4bb3\nsize 52283111\n",
             "t.csv:1: is a Git LFS pointer, not the trace itself; fetch the data with 'git lfs pull' in its repository",
         ),
-        (b"\x1f\x8b\x08\x00", "t.csv: is compressed; unpack it first"),
+        (b"\x1f\x8b\x08\x00", "t.csv: cannot be read: "),
+        (b"\xfd7zXZ\x00\x00", "t.csv: cannot be read: "),
+        (b"\x28\xb5\x2f\xfdxx", "t.csv: cannot be read: "),
+        (b"PK\x03\x04", "t.csv: is a ZIP archive; unpack it first"),
         (b"PAR1abcPAR1", "t.csv: cannot be read as Parquet: "),
         (
             "arrival,promt_tokens,output_tokens\n0,1,2\n",
             "t.csv:1: header 'arrival,promt_tokens,output_tokens' is of no known trace format; closest is plain, "
-            "which lacks 'arrival_s' (is it 'arrival'?), 'prompt_tokens' (is it 'promt_tokens'?); known: burstgpt (",
+            "which lacks 'arrival_s' (is it 'arrival'?), 'prompt_tokens' (is it 'promt_tokens'?); "
+            "known: canonical, burstgpt",
         ),
         (
             "arrival_s,output_tokens\n0,1\n",
@@ -156,7 +160,7 @@ def test_bad_input_is_named_in_one_line(tmp_path: Path, text: str | bytes, messa
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.csv: there is no such file; check the path of the trace$"):
         read_trace(tmp_path / "none.csv")
-    with pytest.raises(InputError, match=r"is a folder; name the trace file in it$"):
+    with pytest.raises(InputError, match=r"holds no \.json or \.jsonl file; name the trace file, or a folder of"):
         read_trace(tmp_path)
     with pytest.raises(InputError, match="is not a regular file"):
         read_trace("/dev/zero")

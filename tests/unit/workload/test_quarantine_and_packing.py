@@ -1,0 +1,219 @@
+"""Bad rows set aside, packed files, tables with a map of their columns, and kvsim's own Parquet form."""
+
+import bz2
+import dataclasses
+import gzip
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from kvsim.core.errors import InputError
+from kvsim.core.trace import Ragged, RejectedRow, Trace
+from kvsim.workload import read_trace
+from kvsim.workload.generate import burstgpt_like, chat_sessions
+from kvsim.workload.readers.canonical import META_VERSION
+from kvsim.workload.writers import write_canonical, write_plain_csv, write_plain_jsonl
+
+BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+BUNDLED = Path(__file__).parents[3] / "traces"
+
+
+def written(folder: Path, text: str, name: str = "t.csv") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_every_kind_of_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> None:
+    rows = (
+        "5,ChatGPT,10,2,12,API log\n"
+        "6,ChatGPT,ten,2,12,API log\n"
+        "7,ChatGPT,10,2,13,API log\n"
+        '8,ChatGPT,10,2,12,"API\nlog"\n'
+        "9,ChatGPT,-1,2,1,API log\n"
+        "4,ChatGPT,10,2,12,API log\n"
+        "10,ChatGPT,10,2\n"
+        "11,GPT-4,0,0,0,API log\n"
+        "12,,10,2,12,Conversation log\n"
+        "\n"
+        "99999999999,GPT-4,10,2,12,API log\n"
+        "12,GPT-4,10,0,10,API log\n"
+    )
+    path = written(tmp_path, BURSTGPT + rows)
+    with pytest.raises(InputError, match=r"t\.csv:3: Request tokens: 'ten' is not a whole number"):
+        read_trace(path)
+    trace = read_trace(path, on_bad_row="quarantine")
+    assert (trace.arrival_ns // 10**9).tolist() == [0, 7]
+    assert trace.rows is not None
+    assert trace.rows.rejected == (
+        RejectedRow("line 3", "Request tokens", "ten", "is not a whole number of at most 18 digits"),
+        RejectedRow("line 4", "Total tokens", "13", "is not request + response tokens"),
+        RejectedRow("line 6", "Log Type", "API\\nlog", "is not known"),
+        RejectedRow("line 7", "Request tokens", "-1", "is not a possible number of tokens"),
+        RejectedRow("line 8", "Timestamp", "4", "is earlier than the row before it"),
+        RejectedRow("line 9", "", "10,ChatGPT,10,2", "has 4 cells, the header has 6"),
+        RejectedRow("line 13", "Timestamp", "99999999999", "is not seconds with at most nine decimals"),
+    )
+    assert (trace.rows.read, trace.rows.source_failed) == (11, 2)
+    assert trace.rows.replayed == 2
+
+
+def test_a_file_without_a_good_row_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has nothing to replay: no row can be used; a trace needs at least one"):
+        read_trace(written(tmp_path, BURSTGPT + "x,A,1,1,2,API log\n"), on_bad_row="quarantine")
+
+
+def test_a_good_file_in_quarantine_is_the_same_trace() -> None:
+    strict = read_trace(BUNDLED / "burstgpt_like.csv")
+    assert strict.rows == read_trace(BUNDLED / "burstgpt_like.csv", on_bad_row="quarantine").rows
+
+
+def test_one_bad_row_in_many_changes_nothing_else(tmp_path: Path) -> None:
+    lines = (BUNDLED / "burstgpt_like.csv").read_text().splitlines(keepends=True)
+    path = written(tmp_path, "".join([*lines[:1000], "oops\n", *lines[1000:]]))
+    one, other = read_trace(BUNDLED / "burstgpt_like.csv"), read_trace(path, on_bad_row="quarantine")
+    assert np.array_equal(one.arrival_ns, other.arrival_ns)
+    assert np.array_equal(one.prompt_tokens, other.prompt_tokens)
+    assert other.rows is not None
+    assert other.rows.rejected == (RejectedRow("line 1001", "", "oops", "has 1 cells, the header has 6"),)
+
+
+def test_json_lines_and_parquet_have_a_quarantine_too(tmp_path: Path) -> None:
+    good = '{"arrival_s": 1, "prompt_tokens": 5, "output_tokens": 2}\n'
+    text = good + '{"arrival_s": 1, "prompt_tokens": 5.5, "output_tokens": 2}\n[1]\n{oops\n\n' + good
+    trace = read_trace(written(tmp_path, text, "t.jsonl"), on_bad_row="quarantine")
+    assert trace.rows is not None
+    assert [(row.place, row.column, row.value) for row in trace.rows.rejected] == [
+        ("line 2", "prompt_tokens", "5.5"),
+        ("line 3", "", "[1]"),
+        ("line 4", "", "{oops"),
+    ]
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"arrival_s": [0.0, 1.0], "prompt_tokens": [0, 1], "output_tokens": [2, None]}), path)
+    with pytest.raises(InputError, match="has nothing to replay"):
+        read_trace(path, on_bad_row="quarantine")
+
+
+@pytest.mark.parametrize(
+    ("pack", "name"),
+    [
+        (gzip.compress, "t.csv.gz"),
+        (bz2.compress, "t"),
+        (lzma.compress, "t.csv.xz"),
+        (lambda data: pa.compress(data, codec="zstd", asbytes=True), "t.zst"),
+    ],
+)
+def test_packed_files_are_read_as_they_are(tmp_path: Path, pack: Callable[[bytes], bytes], name: str) -> None:
+    plain = BUNDLED / "burstgpt_like.csv"
+    (tmp_path / name).write_bytes(pack(plain.read_bytes()))
+    one, other = read_trace(plain), read_trace(tmp_path / name)
+    assert (other.format, other.rows) == (one.format, one.rows)
+    assert np.array_equal(one.arrival_ns, other.arrival_ns)
+    (tmp_path / name).write_bytes(pack(plain.read_bytes() + b"1,x\n"))
+    with pytest.raises(InputError, match=":2002: '1,x': has 2 cells, the header has 6"):
+        read_trace(tmp_path / name)
+    (tmp_path / name).write_bytes(pack(plain.read_bytes())[:-20])
+    with pytest.raises(InputError, match="cannot be read"):
+        read_trace(tmp_path / name)
+
+
+def test_any_table_with_a_map_of_its_columns(tmp_path: Path) -> None:
+    columns = {"arrival_ms": "ts", "prompt_tokens": "in", "output_tokens": "out", "tenant": "who", "deadline_s": "ttl"}
+    path = written(tmp_path, "ts,in,who,out,ttl,x\n7.5,10,a,1,2.5,\n8,20,,2,,\n8,30,b,3,0,\n")
+    trace = read_trace(path, "plain", parameters={"columns": columns})
+    assert trace.arrival_ns.tolist() == [0, 500_000, 500_000]
+    assert trace.prompt_tokens.tolist() == [10, 20, 30]
+    assert trace.tenant is not None
+    assert trace.deadline_ns is not None
+    assert (trace.tenant.tolist(), trace.tenant_names) == ([0, -1, 1], ["a", "b"])
+    assert trace.deadline_ns.tolist() == [2_500_000_000, -1, 0]
+    with pytest.raises(InputError, match="columns: unknown name 'arival_ms'; did you mean 'arrival_ms'"):
+        read_trace(path, "plain", parameters={"columns": {"arival_ms": "ts"}})
+    with pytest.raises(InputError, match="column 'when' is missing"):
+        read_trace(path, "plain", parameters={"columns": columns | {"arrival_ms": "when"}})
+
+
+@pytest.mark.parametrize("stamp", ["2024-05-10 00:00:00.5", "2024-05-10T02:00:00.5+02:00"])
+def test_dates_as_arrivals_tell_the_hour(tmp_path: Path, stamp: str) -> None:
+    path = written(tmp_path, f"arrival_time,prompt_tokens,output_tokens\n{stamp},1,1\n")
+    trace = read_trace(path)
+    assert trace.origin_ns is not None
+    assert trace.origin_ns % (86_400 * 10**9) == 500_000_000
+
+
+def same(one: Trace, other: Trace) -> None:
+    """Equal in every column; sessions, tenants and models by name, since numbers may be dealt out anew."""
+    for field in dataclasses.fields(Trace):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        if field.name in ("path", "format", "sha256") or field.name.endswith("_names"):
+            continue
+        if field.name in ("session", "tenant", "model") and a is not None:
+            names = (getattr(one, f"{field.name}_names"), getattr(other, f"{field.name}_names"))
+            assert ["" if k < 0 else names[0][k] for k in a] == ["" if k < 0 else names[1][k] for k in b], field.name
+        elif isinstance(a, np.ndarray):
+            assert np.array_equal(a, b), field.name
+        elif isinstance(a, Ragged):
+            assert np.array_equal(a.offsets, b.offsets), field.name
+            assert len({*zip(a.values.tolist(), b.values.tolist(), strict=True)}) == len({*a.values.tolist()})
+        else:
+            assert a == b, field.name
+
+
+PUBLISHED = ("kv_cache_tester/samples", "burstgpt/BurstGPT_3_rows001-200.csv", "mooncake/conversation_trace.jsonl")
+
+
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_the_canonical_form_keeps_everything(file: str, shared_data: Path, tmp_path: Path) -> None:
+    trace = read_trace(shared_data / "traces" / file)
+    write_canonical(trace, tmp_path / "t.parquet")
+    again = read_trace(tmp_path / "t.parquet")
+    assert again.format == "canonical"
+    nothing = np.empty(0, np.int64)
+    failed = dict.fromkeys(("before", "ns", "prompt_tokens"), nothing)
+    if trace.source_failed_ns is None:
+        trace = dataclasses.replace(trace, **{f"source_failed_{name}": value for name, value in failed.items()})
+    same(trace, again)
+
+
+def test_json_lines_keep_everything_but_what_failed(shared_data: Path, tmp_path: Path) -> None:
+    trace = read_trace(shared_data / "traces/kv_cache_tester/samples/trace_0274.json")
+    write_plain_jsonl(trace, tmp_path / "t.jsonl")
+    again = read_trace(tmp_path / "t.jsonl", "plain", parameters={"hash_block_tokens": 64})
+    blank = dict.fromkeys(("source_failed_before", "source_failed_ns", "source_failed_prompt_tokens"))
+    same(dataclasses.replace(trace, **blank), again)
+    with pytest.raises(InputError, match=r"a CSV does not hold wait_for; write \.jsonl or \.parquet"):
+        write_plain_csv(trace, tmp_path / "t.csv")
+
+
+def test_generated_sessions_survive_the_canonical_form(tmp_path: Path) -> None:
+    trace = chat_sessions(300, seed=3)
+    write_canonical(trace, tmp_path / "t.parquet")
+    again = read_trace(tmp_path / "t.parquet")
+    assert np.array_equal(trace.arrival_ns, again.arrival_ns)
+    assert trace.think_ns is not None
+    assert again.think_ns is not None
+    assert np.array_equal(trace.think_ns, again.think_ns)
+
+
+def test_canonical_spans_many_batches_with_failures_between(tmp_path: Path) -> None:
+    burstgpt_like(300_000, rate=20, seed=1).write_csv(tmp_path / "t.csv")
+    trace = read_trace(tmp_path / "t.csv")
+    write_canonical(trace, tmp_path / "t.parquet")
+    same(trace, read_trace(tmp_path / "t.parquet"))
+
+
+def test_another_version_of_the_canonical_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    columns = {"arrival_ns": [0], "prompt_tokens": [1], "output_tokens": [1]}
+    parquet.write_table(pa.table(columns).replace_schema_metadata({META_VERSION: "2"}), path)
+    with pytest.raises(InputError, match="has version 2 of kvsim's trace form; this kvsim reads version 1"):
+        read_trace(path)
+    parquet.write_table(pa.table(columns), path)
+    assert read_trace(path).format == "plain"
+    with pytest.raises(InputError, match=r"has no metadata kvsim\.trace_version"):
+        read_trace(path, "canonical")
