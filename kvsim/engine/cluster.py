@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from simpy.events import Event
 
 from kvsim.core.cluster import Cluster, Pool, RunOptions
+from kvsim.core.content import Contents
 from kvsim.core.request import ENDED, OFFERED, SENDING, Request
 from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
 from kvsim.core.trace import Trace
@@ -94,6 +95,8 @@ class Simulation:
         self._recorder = Recorder(trace)
         self.now_ns = 0
         self._build_pools()
+        contents = Contents(trace) if any(replica.caches for replica in self.replicas) else None
+        self._contents = contents or None
         self._quiet = not any(replica.eager for replica in self.replicas)
         self._replica_column = self._recorder.columns.replica_prefill
         self._max_model_len = cluster.max_model_len
@@ -350,6 +353,8 @@ class Simulation:
             self._reject(i, _POOL_TOO_SMALL, now)
             return
         request = Request(i, now, prompt_tokens, output_tokens)
+        if self._contents:
+            request.content = self._contents.of(i, output_tokens)
         if self._dynamic:
             request.watched = self._options.max_concurrency is not None or self._has_next_turn(i)
         replica = self._only_replica or self._pools[0].route(request, now)
@@ -374,7 +379,7 @@ class Simulation:
         longest = min(self._max_model_len, self._sure_to_fit)
         only, column = self._only_replica, self._replica_column
         pool = self._pools[0]
-        if only and self._rows_fit and rows[-1][1] <= horizon_ns:
+        if only and self._rows_fit and not self._contents and rows[-1][1] <= horizon_ns:
             self._recorder.columns.arrays["replica_prefill"][rows[0][0] : rows[-1][0] + 1] = only.id
             only.enqueue_rows(rows)
             self._sent += len(rows)
@@ -389,6 +394,8 @@ class Simulation:
                 self._send(row, arrival_ns)
             else:
                 request = Request(i, arrival_ns, prompt_tokens, output_tokens)
+                if self._contents:
+                    request.content = self._contents.of(i, output_tokens)
                 replica = only or pool.route(request, arrival_ns)
                 column[i] = replica.id
                 replica.enqueue(request, arrival_ns)
@@ -646,7 +653,7 @@ class Simulation:
             output_tokens=columns["output_tokens"],
             generated_tokens=columns["generated_tokens"],
             computed_tokens=columns["computed_tokens"],
-            cached_tokens=np.zeros(n, np.int64),
+            cached_tokens=columns["cached_tokens"],
             preemptions=columns["preemptions"],
             max_gap_ns=columns["max_gap_ns"],
             replica_prefill=columns["replica_prefill"],

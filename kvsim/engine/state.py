@@ -102,6 +102,8 @@ class ReplicaState:
         "admissions",
         "bookings",
         "boundary_ns",
+        "cached_column",
+        "caches",
         "decisions",
         "decode_step",
         "decoding_count",
@@ -145,6 +147,7 @@ class ReplicaState:
         self.id = id
         self.role = pool.role
         self.kv = pool.kv.start(pool.kv_blocks)
+        self.caches = bool(getattr(self.kv, "caches", False))
         self.total_blocks = pool.kv_blocks
         self.peak_used_blocks = 0
         self._scheduler = pool.scheduler
@@ -157,6 +160,7 @@ class ReplicaState:
         self._gaps = recorder.gaps
         columns = recorder.columns
         self.first_scheduled_column = columns.first_scheduled_ns
+        self.cached_column = columns.cached_tokens
         self._finish_column = columns.finish_ns
         self._max_gap_column = columns.max_gap_ns
         self._samples = samples
@@ -231,7 +235,7 @@ class ReplicaState:
             self._gap_starts, self._gap_sizes, self._gaps.values, self._gaps.runs, self._decode_shape,
             samples, self._longest_last, self.total_blocks,
             self._behind, self.bookings, pace.tables, paced, columns.finish_ns,
-            columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens,
+            columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens, self.caches,
         )  # fmt: skip
         if decisions:
             self._plan.refused = []
