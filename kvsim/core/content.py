@@ -19,19 +19,20 @@ equal exactly if stream and position are. Stream -1 - i is what row i generates;
 class Content:
     """The tokens with which a request begins, as far as another one may have the same: ``tokens`` of them.
 
-    What follows them (the rest of the prompt, and what is generated) nobody else has.
+    What follows them (the rest of the prompt, and what is generated) nobody else has. ``table`` belongs to the KV pool.
 
     >>> one, other = Content([(0, 0, 40), (1, 0, 8)]), Content([(0, 0, 32), (0, 32, 8), (2, 0, 9)])
     >>> one.common(other, 0), one.cut(32, 16)
     (40, ((0, 32, 8), (1, 0, 8)))
     """
 
-    __slots__ = ("segments", "starts", "tokens")
+    __slots__ = ("segments", "starts", "table", "tokens")
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment] = ()) -> None:
         self.segments: list[Segment] = []
         self.starts: list[int] = []
         self.tokens = 0
+        self.table: object = None
         for stream, first, tokens in segments:
             if self.segments:
                 last_stream, last_first, last_tokens = self.segments[-1]
@@ -141,4 +142,5 @@ def _leading(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np
     """How many flags of each row are set before the first that is not; shape (n,)."""
     unset = np.append(np.flatnonzero(~flags), len(flags))
     first = unset[np.searchsorted(unset, offsets[:-1])]
-    return np.minimum(first, offsets[1:]) - offsets[:-1]
+    leading: NDArray[np.int64] = np.minimum(first, offsets[1:]) - offsets[:-1]
+    return leading

@@ -47,7 +47,6 @@ class Request:
         "prompt_tokens",
         "replica",
         "state",
-        "table",
         "target_tokens",
         "watched",
     )
@@ -67,7 +66,6 @@ class Request:
         self.enters_ns = arrival_ns  # at its present replica
         self.held_blocks = 0
         self.content: Content | None = None  # what others may have in common with it; None: nothing
-        self.table: object = None  # of a pool that gives blocks names: which ones it has
         self.admission = 0
         self.joined_step = 0
         self.finish_step = 0

@@ -83,8 +83,8 @@ class Books(ReplicaState):
             self.other_context -= request.computed_tokens
             if request in self.prefilling:
                 self.prefilling.remove(request)
-        if resumes and self.caches:
-            self.kv.release(request, request.computed_tokens + scheduled, resumes=True)
+        if resumes and self.cache:
+            self.cache.release(request, request.computed_tokens + scheduled, resumes=True)
         else:
             self.kv.release(request, request.computed_tokens + scheduled)
 
@@ -286,7 +286,7 @@ class Books(ReplicaState):
         samples.skip_gap(until_ns)
         while samples.next_ns < until_ns:
             free = self.kv.free_blocks - self._booked_by(samples.next_ns)
-            cached = min(free, self.kv.free_cached) if self.caches else 0
+            cached = min(free, self.cache.free_cached) if self.cache else 0
             samples.add((
                 samples.next_ns, 0, len(self.waiting), len(self.running_now), 0, 0, 0,
                 self.total_blocks - free, cached, free - cached,
@@ -313,7 +313,7 @@ class Books(ReplicaState):
             free = kv.free_blocks - self._booked_by(time_ns)
             if i and decodes:
                 free -= kv.growth_blocks(decode_step + 1, i)
-            cached = min(free, kv.free_cached) if self.caches else 0  # blocks without content are taken first
+            cached = min(free, self.cache.free_cached) if self.cache else 0  # blocks without content are taken first
             waiting = len(self.waiting)
             if inbox and inbox[0].enters_ns <= time_ns:
                 waiting += sum(request.enters_ns <= time_ns and request.state != ENDED for request in inbox)
@@ -344,9 +344,9 @@ class Books(ReplicaState):
                 held = max(held, request.held_blocks)
             blocks += held
         blocks += sum(request.held_blocks for request in self.waiting)
-        if self.caches:
-            self.kv.check([*self.running_now, *self.waiting])
-            blocks -= self.kv.doubled
+        if self.cache:
+            self.cache.check([*self.running_now, *self.waiting])
+            blocks -= self.cache.doubled
         counted = (
             decodes,
             context,

@@ -95,7 +95,7 @@ class Simulation:
         self._recorder = Recorder(trace)
         self.now_ns = 0
         self._build_pools()
-        contents = Contents(trace) if any(replica.caches for replica in self.replicas) else None
+        contents = Contents(trace) if any(replica.cache for replica in self.replicas) else None
         self._contents = contents or None
         self._quiet = not any(replica.eager for replica in self.replicas)
         self._replica_column = self._recorder.columns.replica_prefill
@@ -610,7 +610,6 @@ class Simulation:
         recorder = self._recorder
         columns = recorder.columns.arrays
         trace = self._trace
-        n = len(trace)
         if not self._dynamic:
             sent = self._first_turns[: self._read_rows - len(self._rows) + self._rows_at]
             columns["arrival_ns"][sent] = trace.arrival_ns[sent]

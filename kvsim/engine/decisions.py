@@ -81,11 +81,11 @@ class DecisionRecorder:
         current.update(
             waiting=len(replica.waiting), running=len(replica.running_now), free_blocks=replica.kv.free_blocks
         )
-        if replica.caches:
-            replica.kv.settle()
-            if replica.kv.evicted > self._evicted:
-                current["evicted"] = replica.kv.evicted - self._evicted
-                self._evicted = replica.kv.evicted
+        if replica.cache:
+            replica.cache.settle()
+            if replica.cache.evicted > self._evicted:
+                current["evicted"] = replica.cache.evicted - self._evicted
+                self._evicted = replica.cache.evicted
         self._step += 1
         self._current = current
         if not ids:
@@ -99,8 +99,8 @@ class DecisionRecorder:
             current["finished"] = [request_id for _, request_id in sorted(self._finished)]
             self._finished.clear()
         current["free_blocks_end"] = replica.kv.free_blocks
-        if replica.caches:
+        if replica.cache:
             running = replica.running_now
-            current["cached_blocks"] = replica.kv.cached_blocks((r, replica.context_tokens_of(r)) for r in running)
+            current["cached_blocks"] = replica.cache.cached_blocks((r, replica.context_tokens_of(r)) for r in running)
         self._write(self._replica_id, current)
         self._current = None

@@ -115,9 +115,11 @@ class Plan:
             raise ValueError(f"only the head of the waiting queue can be admitted, not {request!r}")
         kv = replica.kv
         context = request.computed_tokens
-        if request.content is not None or request.table is not None:
-            kv.step = replica.decode_step + self._decodes_run
-            context += kv.lookup(request)
+        found = 0
+        if request.content is not None:
+            self._tell_step()
+            found = kv.lookup(request)
+            context += found
         tokens = left = request.target_tokens - context
         if max_tokens is not None and tokens > max_tokens:
             tokens = max_tokens
@@ -138,12 +140,10 @@ class Plan:
             self._look_again(request)
             return False
         waiting.popleft()
-        replica.waiting_tokens -= left
+        replica.waiting_tokens -= left + found
         if replica.ready_count:
             replica.ready_count -= 1
-        found = context - request.computed_tokens
         if found:
-            replica.waiting_tokens -= found
             replica.cached_column[request.id] += found
             request.computed_tokens = context
         if not request.admission and context == found:
@@ -181,8 +181,8 @@ class Plan:
             tokens = self.budget_tokens
         if tokens <= 0:
             return 0
-        if request.table is not None:
-            self._replica.kv.step = self._replica.decode_step + self._decodes_run
+        if request.content is not None:
+            self._tell_step()
         if not self._replica.kv.allocate(request, context + tokens):
             if self.refused is not None:
                 self.refused.append((request.id, "r"))
@@ -332,17 +332,18 @@ class Plan:
             shape.prefill_chunk_contexts += tokens * context
             shape.prefill_context_tokens += context
 
-    @property
-    def _decodes_run(self) -> bool:
-        """Every decode takes part in this step."""
-        if self.runs is not None:
-            return len(self.runs) == self._replica.decoding_count
-        return not self.decodes_held
+    def _tell_step(self) -> None:
+        """The blocks that decodes fill in this step have their content from now on, if all decodes take part."""
+        replica = self._replica
+        assert replica.cache
+        all_run = not self.decodes_held if self.runs is None else len(self.runs) == replica.decoding_count
+        replica.cache.step = replica.decode_step + all_run
 
     def _look_again(self, request: Request) -> None:
         """It was refused with what it found. Once a decode has registered what it would find next, ask again."""
-        if request.table is not None:
-            steps = self._replica.kv.steps_until_more(request)
+        if request.content is not None:
+            assert self._replica.cache
+            steps = self._replica.cache.steps_until_more(request)
             if steps is not None:
                 self.review_after(steps)
 

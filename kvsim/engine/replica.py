@@ -87,7 +87,7 @@ class Replica(Steps):
         (
             inbox, waiting, prefilling, running_now, finishing, kv, growth_blocks, release, join, step_s, steps_s,
             gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks,
-            behind, bookings, paces, paced, finish_column, max_gap_column, first_token_column, computed_column, caches,
+            behind, bookings, paces, paced, finish_column, max_gap_column, first_token_column, computed_column, cache,
         ) = self._tools  # fmt: skip
         sample_ns = samples.next_ns
         steps_run = stretches_run = 0
@@ -305,7 +305,7 @@ class Replica(Steps):
                         gap_starts.pop()
                     gap_sizes.append(largest)
                     gap_starts.append(start)
-                if caches and chunks and finishing and finishing[0][0] <= step:
+                if cache and chunks and finishing and finishing[0][0] <= step:
                     self._release_in_order(chunks, step)
                 while finishing and finishing[0][0] <= step:
                     finish, admission, request = heappop(finishing)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kvsim.core.cluster import Pool
 from kvsim.core.request import DECODING, Request
+from kvsim.core.seats import CachingPool
 from kvsim.core.shape import BatchShape
 from kvsim.engine.clock import FOREVER
 from kvsim.engine.pace import LARGEST_BATCH, DecodePace
@@ -102,8 +103,8 @@ class ReplicaState:
         "admissions",
         "bookings",
         "boundary_ns",
+        "cache",
         "cached_column",
-        "caches",
         "decisions",
         "decode_step",
         "decoding_count",
@@ -147,7 +148,7 @@ class ReplicaState:
         self.id = id
         self.role = pool.role
         self.kv = pool.kv.start(pool.kv_blocks)
-        self.caches = bool(getattr(self.kv, "caches", False))
+        self.cache = cast(CachingPool, self.kv) if getattr(self.kv, "caches", False) else None
         self.total_blocks = pool.kv_blocks
         self.peak_used_blocks = 0
         self._scheduler = pool.scheduler
@@ -235,7 +236,7 @@ class ReplicaState:
             self._gap_starts, self._gap_sizes, self._gaps.values, self._gaps.runs, self._decode_shape,
             samples, self._longest_last, self.total_blocks,
             self._behind, self.bookings, pace.tables, paced, columns.finish_ns,
-            columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens, self.caches,
+            columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens, self.cache,
         )  # fmt: skip
         if decisions:
             self._plan.refused = []

@@ -251,7 +251,7 @@ class Steps(Books):
                 self._shared_gap(start, largest)
             self._cohort_ns = end
             finishing = self._finishing
-            if self.caches and self._chunks and finishing and finishing[0][0] <= step:
+            if self.cache and self._chunks and finishing and finishing[0][0] <= step:
                 self._release_in_order(self._chunks, step)
             while finishing and finishing[0][0] <= step:
                 finish, admission, request = heappop(finishing)
@@ -335,11 +335,12 @@ class Steps(Books):
         ]
         if leaving:
             for finish, admission, request in self._finishing:
-                if finish <= step and request.finish_step == finish and request.admission == admission:
-                    if request.state == DECODING:
-                        leaving.append((request, request.prompt_tokens + request.output_tokens - 1))
+                is_valid = request.finish_step == finish and request.admission == admission
+                if finish <= step and is_valid and request.state == DECODING:
+                    leaving.append((request, request.prompt_tokens + request.output_tokens - 1))
             leaving.sort(key=lambda entry: entry[0].admission)
-            self.kv.release_all(leaving)
+            assert self.cache
+            self.cache.release_all(leaving)
 
     def _finish_decode(self, request: Request, end: int) -> None:
         """Its last token came with this step."""

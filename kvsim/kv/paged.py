@@ -15,9 +15,6 @@ class PagedPool:
 
     __slots__ = ("_block_size", "_phases", "free_blocks", "total_blocks")
 
-    caches = False
-    free_cached = 0
-
     def __init__(self, total_blocks: int, block_size: int) -> None:
         self.total_blocks = total_blocks
         self.free_blocks = total_blocks

@@ -102,10 +102,10 @@ class PrefixPool(PagedPool):
     Source: the rules 21 to 27 of the recorded scheduler, and vLLM 0.33.0's ``block_pool.py``.
     """
 
-    __slots__ = ("_found", "_found_cost", "_found_for", "_queue", "_root", "_unnamed", "doubled", "evicted",
-                 "free_cached", "named", "step")  # fmt: skip
-
     caches = True
+
+    __slots__ = ("_found", "_found_cost", "_found_for", "_held", "_queue", "_root", "_unnamed", "doubled", "evicted",
+                 "free_cached", "step")  # fmt: skip
 
     def __init__(self, total_blocks: int, block_size: int) -> None:
         super().__init__(total_blocks, block_size)
@@ -118,7 +118,7 @@ class PrefixPool(PagedPool):
         self._found_for: Request | None = None
         self._found_cost = 0  # blocks of it that are free
         self.doubled = 0  # blocks that requests hold beyond the first holder of each
-        self.named = 0  # registered blocks that are free, or held under a name
+        self._held = 0  # registered blocks that are held, as far as they are in tables
         self.evicted = 0
         self.step = 0
 
@@ -127,12 +127,12 @@ class PrefixPool(PagedPool):
     def lookup(self, request: Request) -> int:
         """Tokens of this request that are in KV, at most all but one; the decodes take part in step ``step`` - 1."""
         self._settle()
-        table = request.table
-        if table is None:
-            if request.content is None:
-                return 0
-            request.table = table = _Table(self._chain(request.content))
-        assert isinstance(table, _Table)
+        content = request.content
+        if content is None:
+            return 0
+        if content.table is None:
+            content.table = _Table(self._chain(content))
+        table = _table(content)
         size = self._block_size
         limit = (request.target_tokens - 1) // size
         hits: list[tuple[_Copy, int, int]] = []
@@ -156,8 +156,8 @@ class PrefixPool(PagedPool):
 
     def steps_until_more(self, request: Request) -> int | None:
         """After a look-up: in how many steps a decode will register the next block that this request could use."""
-        table = request.table
-        assert isinstance(table, _Table)
+        assert request.content is not None
+        table = _table(request.content)
         size = self._block_size
         block = self._found[-1][2] if self._found else 0
         if block >= (request.target_tokens - 1) // size:
@@ -166,8 +166,7 @@ class PrefixPool(PagedPool):
         for node, low, high in table.pieces:
             if low <= block < high:
                 for decode in node.live:
-                    other = decode.table
-                    assert isinstance(other, _Table)
+                    other = _table_of(decode)
                     if other.named <= block and any(n is node and block < end for n, _, end in other.pieces):
                         steps = (block + 1) * size - (other.joined + self.step)
                         if soonest is None or steps < soonest:
@@ -183,19 +182,17 @@ class PrefixPool(PagedPool):
     def cached_blocks(self, held: Iterable[tuple[Request, int]]) -> int:
         """Registered blocks, free or held; ``held``: every request with blocks, and its tokens scheduled so far."""
         self._settle()
-        blocks = self.named
+        blocks = self.free_cached + self._held
         for request, tokens in held:
-            table = request.table
-            blocks += tokens // self._block_size - (table.named if isinstance(table, _Table) else 0)
+            blocks += tokens // self._block_size - (_table_of(request).named if request.content else 0)
         return blocks
 
     # ---- allocation
 
     def allocate(self, request: Request, tokens: int) -> bool:
-        table = request.table
-        if table is None:
+        if request.content is None:
             return super().allocate(request, tokens)
-        assert isinstance(table, _Table)
+        table = _table_of(request)
         missing = self.missing_blocks(request, tokens)
         if missing > self.free_blocks:
             return False
@@ -221,45 +218,48 @@ class PrefixPool(PagedPool):
                     part.before.after, part.after.before = part.after, part.before
                 part.holders += 1
         self.free_cached -= self._found_cost
+        self._held += self._found_cost
         self.free_blocks -= self._found_cost
         table.holds = self._found
         table.named = self._found[-1][2] if self._found else 0
 
     def release(self, request: Request, context_tokens: int, *, resumes: bool = False) -> None:
-        if request.held_blocks < 0:  # ``release_all`` has done it
+        held = request.held_blocks
+        if held < 0:  # ``release_all`` has done it
             return
-        table = request.table
-        pending = self._unnamed + self.free_cached - self.free_blocks
-        if 0 <= pending <= self._unnamed:
-            self._unnamed -= pending
-        else:
-            self._settle()
-        size = self._block_size
-        full = context_tokens // size
-        blocks = -(-context_tokens // size)
-        if blocks < request.held_blocks:
-            blocks = request.held_blocks
         request.held_blocks = 0
         if request.phase >= 0:
             self._phases[request.phase] -= 1
             request.phase = -1
-        if table is None and not resumes:
-            self.free_blocks += blocks
-            self._unnamed += blocks - full
-            self.free_cached += full
-            self.named += full
-            last = self._queue.before
-            if last.copy is None and last is not self._queue:
-                last.high += full
-            elif full:
-                self._append(_Part(None, 0, full, 0))
+        full, partial = divmod(context_tokens, self._block_size)
+        blocks = full + 1 if partial else full
+        if blocks < held:
+            blocks = held
+        unnamed = self._unnamed
+        pending = unnamed + self.free_cached - self.free_blocks
+        if pending > unnamed:
+            self._settle()
+            unnamed = pending = 0
+        if request.content is not None or resumes:
+            self._unnamed = unnamed - pending
+            self._give_back(request, blocks, full, resumes)
             return
-        if table is None:
-            request.table = table = _Table([])
-        assert isinstance(table, _Table)
-        self._give_back(request, table, blocks, full, resumes)
+        self.free_blocks += blocks
+        self._unnamed = unnamed - pending + blocks - full
+        self.free_cached += full
+        last = self._queue.before
+        if last.copy is None and last is not self._queue:
+            last.high += full
+        elif full:
+            self._append(_Part(None, 0, full, 0))
 
-    def _give_back(self, request: Request, table: _Table, blocks: int, full: int, resumes: bool) -> None:
+    def _give_back(self, request: Request, blocks: int, full: int, resumes: bool) -> None:
+        if request.content is None:
+            request.content = Content()
+        content = request.content
+        if content.table is None:
+            content.table = _Table(self._chain(content))
+        table = _table(content)
         if table.named < table.shared:
             self._register(request, table, full)
         if table.pieces and request in table.pieces[-1][0].live:
@@ -267,7 +267,6 @@ class PrefixPool(PagedPool):
         free = blocks - table.named
         self._unnamed += blocks - max(full, table.named)
         if full > table.named:  # what is its own
-            self.named += full - table.named
             self.free_cached += full - table.named
             if resumes:
                 if table.own is None:
@@ -288,6 +287,7 @@ class PrefixPool(PagedPool):
                 else:
                     free += part.high - part.low
                     self.free_cached += part.high - part.low
+                    self._held -= part.high - part.low
                     self._append(part)
         self.free_blocks += free
         table.holds = []
@@ -297,8 +297,7 @@ class PrefixPool(PagedPool):
                 node.drop()
             if table.own:
                 self._forget(table.own)
-            request.table = None
-            request.content = None
+            content.table = request.content = None
 
     def _forget(self, own: _Node) -> None:
         """Nobody can ask for these blocks any more."""
@@ -314,8 +313,10 @@ class PrefixPool(PagedPool):
 
     def join(self, request: Request, context_tokens: int, step: int) -> None:
         super().join(request, context_tokens, step)
-        table = request.table
-        if isinstance(table, _Table) and table.named < table.shared:
+        if request.content is None:
+            return
+        table = _table(request.content)
+        if table.named < table.shared:
             table.joined = context_tokens - step
             for node, _, high in table.pieces:
                 if high > table.named:
@@ -323,8 +324,10 @@ class PrefixPool(PagedPool):
 
     def leave(self, request: Request, context_tokens: int) -> None:
         super().leave(request, context_tokens)
-        table = request.table
-        if isinstance(table, _Table) and table.pieces and request in table.pieces[-1][0].live:
+        if request.content is None:
+            return
+        table = _table(request.content)
+        if table.pieces and request in table.pieces[-1][0].live:
             self._register(request, table, context_tokens // self._block_size)
             self._retire(request, table)
 
@@ -367,7 +370,7 @@ class PrefixPool(PagedPool):
             if high <= table.named:
                 continue
             low, high = max(low, table.named), min(high, full)
-            self.named += high - low
+            self._held += high - low
             held = table.holds[-1] if table.holds else None
             if held and held[0].node is node and node.top <= low:  # nobody else was so far: the copy goes on
                 copy = held[0]
@@ -395,8 +398,7 @@ class PrefixPool(PagedPool):
         for decode in node.live:
             if decode is newcomer:
                 continue
-            table = decode.table
-            assert isinstance(table, _Table)
+            table = _table_of(decode)
             tokens = table.joined + self.step
             if newcomer and decode.admission > newcomer.admission:
                 tokens -= 1
@@ -421,7 +423,6 @@ class PrefixPool(PagedPool):
         pending -= self._unnamed
         self._unnamed = 0
         self.free_cached -= pending
-        self.named -= pending
         self.evicted += pending
         queue = self._queue
         while pending:
@@ -450,14 +451,15 @@ class PrefixPool(PagedPool):
         self._settle()
         holders: dict[_Part, int] = {}
         for request in requests:
-            table = request.table
-            if isinstance(table, _Table):
-                for copy, low, high in table.holds:
+            if request.content is not None and request.content.table is not None:
+                for copy, low, high in _table(request.content).holds:
                     for part in _parts(copy, low, high):
                         holders[part] = holders.get(part, 0) + 1
         free, part = 0, self._queue.after
         while part is not self._queue:
-            assert part.holders == 0 and part.before.after is part and part not in holders, "a free part is held"
+            assert part not in holders, "a free part is held"
+            assert not part.holders, "a free part counts holders"
+            assert part.before.after is part, "the queue is torn"
             free += part.high - part.low
             part = part.after
         assert (free, free + self._unnamed) == (self.free_cached, self.free_blocks), (
@@ -465,8 +467,21 @@ class PrefixPool(PagedPool):
             f"{self.free_blocks} free"
         )
         assert all(part.holders == count for part, count in holders.items()), "a part has other holders than its table"
+        held = sum(part.high - part.low for part in holders)
+        assert held == self._held, f"{held} named blocks are held, booked {self._held}"
         doubled = sum((count - 1) * (part.high - part.low) for part, count in holders.items())
         assert doubled == self.doubled, f"{doubled} blocks are held twice, booked {self.doubled}"
+
+
+def _table(content: Content) -> _Table:
+    table = content.table
+    assert isinstance(table, _Table)
+    return table
+
+
+def _table_of(request: Request) -> _Table:
+    assert request.content is not None
+    return _table(request.content)
 
 
 def _parts(copy: _Copy, low: int, high: int) -> list[_Part]:
