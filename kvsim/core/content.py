@@ -109,7 +109,8 @@ class Contents:
         shared = int(self._shared_ids[row])
         if not shared:
             return []
-        assert hashes is not None and size is not None
+        assert hashes is not None
+        assert size is not None
         start = int(hashes.offsets[row])
         segments = [(stream, 0, size) for stream in hashes.values[start : start + shared].tolist()]
         over = shared * size - int(self._trace.prompt_tokens[row])
@@ -118,7 +119,8 @@ class Contents:
         return segments
 
     def _by_segments(self, row: int, output_tokens: int) -> list[Segment]:
-        assert self._trace.segments is not None and self._rows_of is not None
+        assert self._trace.segments is not None
+        assert self._rows_of is not None
         values = self._trace.segments.row(row).tolist()
         segments = [*zip(values[0::3], values[1::3], values[2::3], strict=True), (-1 - row, 0, output_tokens)]
         for i, (stream, _, _) in enumerate(segments):

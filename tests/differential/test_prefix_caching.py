@@ -1,0 +1,101 @@
+"""The engine against the block-by-block model of vLLM on random small worlds: hits, evictions, free blocks, times."""
+
+import dataclasses
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvsim.testing.conformance import Recording, first_difference, replay, simulated_outcome
+from tests.differential.test_model_recordings import model_of
+from tests.vllm_model import Config
+
+COST = {"base_ns": 1000, "per_prefill_token_ns": 7, "per_decode_request_ns": 3, "per_context_token_ns": 1}
+
+
+@st.composite
+def worlds(draw: st.DrawFn, policies: tuple[str, ...] = ("fcfs",)) -> Recording:
+    """Prompts that share beginnings with each other and with what others generate, in a pool that is hardly enough."""
+    block_size = draw(st.sampled_from((1, 2, 4, 5)))
+    n = draw(st.integers(2, 14))
+    rows: list[dict[str, str]] = []
+    prompts: list[str] = []
+    outputs: list[int] = []
+    arrival_ns = 0
+    for i in range(n):
+        kind = draw(st.sampled_from(("stream", "stream", "again", "turn", "own")))
+        tail = draw(st.integers(0, 3 * block_size + 1))
+        if kind == "again" and i:
+            prompt = draw(st.sampled_from(prompts))
+        elif kind == "turn" and i:
+            other = draw(st.integers(0, i - 1))
+            prompt = f"{prompts[other]};o{other}[0:{draw(st.integers(1, outputs[other]))}]"
+            prompt += f";t{draw(st.integers(0, 1))}[0:{tail}]" if tail else ""
+        elif kind == "own":
+            prompt = f"u{i}[0:{tail + 1}]"
+        else:
+            prompt = f"s{draw(st.integers(0, 2))}[0:{draw(st.integers(1, 5 * block_size + 1))}]"
+            prompt += f";t{draw(st.integers(0, 1))}[0:{tail}]" if tail else ""
+        arrival_ns += draw(st.sampled_from((0, 0, 1, 900, 1500, 7000, 30000)))
+        prompts.append(prompt)
+        outputs.append(draw(st.integers(1, 30)))
+        rows.append({
+            "id": str(i), "arrival_ns": str(arrival_ns), "prompt_tokens": str(tokens_in(prompt)),
+            "max_tokens": str(outputs[i]), "priority": str(draw(st.integers(0, 2))), "segments": prompt,
+        })  # fmt: skip
+    longest = max(tokens_in(p) + o for p, o in zip(prompts, outputs, strict=True))
+    config = Config(
+        usable_blocks=-(-longest // block_size) + draw(st.integers(0, 12)),  # so large that everybody ends
+        max_model_len=longest + 1,
+        max_num_seqs=draw(st.integers(1, 6)),
+        max_num_batched_tokens=draw(st.integers(6, 40)),
+        block_size=block_size,
+        enable_prefix_caching=True,
+        policy=draw(st.sampled_from(policies)),
+        long_prefill_token_threshold=draw(st.sampled_from((0, 0, 3, 8))),
+        long_prefill_token_threshold_adaptive=draw(st.booleans()),
+        enable_chunked_prefill=draw(st.sampled_from((True, True, False))),
+        scheduler_reserve_full_isl=draw(st.booleans()),
+        watermark=draw(st.sampled_from((0.0, 0.0, 0.1))),
+    )
+    return Recording("random", dataclasses.asdict(config), COST, rows, [])
+
+
+def tokens_in(prompt: str) -> int:
+    bounds = (segment.removesuffix("]").partition("[")[2].partition(":") for segment in prompt.split(";"))
+    return sum(int(end) - int(start) for start, _, end in bounds)
+
+
+def outcome(recording: Recording) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the model does: its steps, and what became of each request."""
+    model = model_of(recording)
+    model.run(50_000)
+    model.pool.check(request.table for request in model.requests)
+    ends = [
+        {
+            "status": "unfinished" if request.status.startswith("stuck") else request.status,
+            "generated_tokens": request.generated,
+            "preemptions": request.preemptions,
+            "cached_tokens": sum(request.cached_tokens),
+            "first_scheduled_ns": request.first_scheduled_ns,
+            "first_token_ns": request.first_token_ns,
+            "finish_ns": request.finish_ns,
+        }
+        for request in model.requests
+    ]
+    return model.steps, ends
+
+
+def check(recording: Recording) -> None:
+    steps, ends = outcome(recording)
+    log, decisions = replay(recording, "step", check_laws=True)
+    difference = first_difference("step", steps, decisions)
+    difference = difference or first_difference("request, stepping", ends, simulated_outcome(log))
+    log, _ = replay(recording, "leap")
+    difference = difference or first_difference("request, leaping", ends, simulated_outcome(log))
+    assert difference is None, "\n".join(difference.lines())
+
+
+@given(worlds())
+def test_hits_evictions_and_times_are_those_of_the_model(recording: Recording) -> None:
+    check(recording)
