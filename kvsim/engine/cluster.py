@@ -97,6 +97,7 @@ class Simulation:
         self._build_pools()
         contents = Contents(trace) if any(replica.cache for replica in self.replicas) else None
         self._contents = contents or None
+        self._has_more = trace.priority is not None or bool(contents)  # rows have more to them than times and lengths
         self._quiet = not any(replica.eager for replica in self.replicas)
         self._replica_column = self._recorder.columns.replica_prefill
         self._max_model_len = cluster.max_model_len
@@ -353,8 +354,8 @@ class Simulation:
             self._reject(i, _POOL_TOO_SMALL, now)
             return
         request = Request(i, now, prompt_tokens, output_tokens)
-        if self._contents:
-            request.content = self._contents.of(i, output_tokens)
+        if self._has_more:
+            self._complete(request)
         if self._dynamic:
             request.watched = self._options.max_concurrency is not None or self._has_next_turn(i)
         replica = self._only_replica or self._pools[0].route(request, now)
@@ -379,7 +380,7 @@ class Simulation:
         longest = min(self._max_model_len, self._sure_to_fit)
         only, column = self._only_replica, self._replica_column
         pool = self._pools[0]
-        if only and self._rows_fit and not self._contents and rows[-1][1] <= horizon_ns:
+        if only and self._rows_fit and not self._has_more and rows[-1][1] <= horizon_ns:
             self._recorder.columns.arrays["replica_prefill"][rows[0][0] : rows[-1][0] + 1] = only.id
             only.enqueue_rows(rows)
             self._sent += len(rows)
@@ -394,14 +395,21 @@ class Simulation:
                 self._send(row, arrival_ns)
             else:
                 request = Request(i, arrival_ns, prompt_tokens, output_tokens)
-                if self._contents:
-                    request.content = self._contents.of(i, output_tokens)
+                if self._has_more:
+                    self._complete(request)
                 replica = only or pool.route(request, arrival_ns)
                 column[i] = replica.id
                 replica.enqueue(request, arrival_ns)
                 self._sent += 1
             self._rows_at += 1
         self._read_ahead()
+
+    def _complete(self, request: Request) -> None:
+        """What the trace says of it besides time and lengths."""
+        if self._trace.priority is not None:
+            request.priority = int(self._trace.priority[request.id])
+        if self._contents:
+            request.content = self._contents.of(request.id, request.output_tokens)
 
     def _fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Could this request's KV ever fit in the pools it passes through?"""

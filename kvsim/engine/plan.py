@@ -141,7 +141,7 @@ class Plan:
             return False
         waiting.popleft()
         replica.waiting_tokens -= left + found
-        if replica.ready_count:
+        if replica.ready_count and request.computed_tokens:
             replica.ready_count -= 1
         if found:
             replica.cached_column[request.id] += found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
@@ -33,6 +34,35 @@ class Waiting(deque[Request]):
     @property
     def first(self) -> Request:
         return self[0]
+
+
+class WaitingByPriority(Waiting):
+    """The same, by (priority, arrival, id): where a request is put makes no difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keys: list[tuple[int, int, int]] = []
+
+    def append(self, request: Request) -> None:
+        self._put(request)
+
+    def insert(self, position: int, request: Request) -> None:
+        self._put(request)
+
+    def _put(self, request: Request) -> None:
+        key = (request.priority, request.arrival_ns, request.id)
+        position = bisect_left(self._keys, key)
+        self._keys.insert(position, key)
+        super().insert(position, request)
+
+    def popleft(self) -> Request:
+        del self._keys[0]
+        return super().popleft()
+
+    def remove(self, request: Request) -> None:
+        position = self.index(request)
+        del self._keys[position]
+        super().remove(request)
 
 
 class ReplicaState:
@@ -172,7 +202,8 @@ class ReplicaState:
         self.decisions = decisions
         self._check_laws = check_laws
         # requests
-        self.waiting = Waiting()
+        by_priority = getattr(pool.scheduler, "policy", "fcfs") == "priority"
+        self.waiting = WaitingByPriority() if by_priority else Waiting()
         self.ready_count = 0  # how many at the head of the queue were delivered with their KV
         self.waiting_tokens = 0
         self.inbox: deque[Request] = deque()  # arrived, not yet looked at

@@ -99,3 +99,8 @@ def check(recording: Recording) -> None:
 @given(worlds())
 def test_hits_evictions_and_times_are_those_of_the_model(recording: Recording) -> None:
     check(recording)
+
+
+@given(worlds(("priority",)))
+def test_and_by_priority(recording: Recording) -> None:
+    check(recording)
