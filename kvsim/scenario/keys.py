@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kvsim.scenario.units import parse_bytes
 
@@ -66,16 +66,6 @@ class KVKeys(SeatKeys):
     kv_cache_memory_bytes: Bytes | None = Field(
         default=None, ge=1, description="Bytes of KV cache per GPU instead of what the ledger leaves; takes 20GiB."
     )
-    enable_prefix_caching: Literal[False] = Field(
-        default=False, description="Only false: prefix caching is not modelled yet."
-    )
-
-    @field_validator("enable_prefix_caching", mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        if value is True:
-            raise ValueError("prefix caching is not modelled yet; leave it out or set it to false")
-        return value
 
 
 class TraceKeys(Section):
