@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +17,75 @@ equal exactly if stream and position are. Stream -1 - i is what row i generates;
 
 
 class Content:
-    """The tokens with which a request begins, as far as another one may have the same: ``tokens`` of them.
+    """The tokens with which a request begins, as far as another one may have the same: ``tokens`` of them, here none.
 
     What follows them (the rest of the prompt, and what is generated) nobody else has. ``table`` belongs to the KV pool.
+    """
 
-    >>> one, other = Content([(0, 0, 40), (1, 0, 8)]), Content([(0, 0, 32), (0, 32, 8), (2, 0, 9)])
+    __slots__ = ("table", "tokens")
+
+    def __init__(self, tokens: int = 0) -> None:
+        self.tokens = tokens
+        self.table: object = None
+
+    def cut(self, start: int, tokens: int) -> object:
+        """So many tokens from ``start`` on: equal for two contents that agree before, exactly if the tokens are."""
+        raise NotImplementedError
+
+    def common(self, other: Any, start: int) -> int:
+        """The first token from ``start`` on at which the two differ or one ends, if they agree before."""
+        raise NotImplementedError
+
+
+class HashedContent(Content):
+    """By the ids of blocks of ``size`` tokens, each of which stands for a block and everything before it.
+
+    >>> one, other = HashedContent([4, 5, 6], 16, 40), HashedContent([4, 5, 7], 16, 48)
+    >>> one.common(other, 0), one.cut(16, 16)
+    (32, 5)
+    """
+
+    __slots__ = ("ids", "size")
+
+    def __init__(self, ids: Sequence[int], size: int, tokens: int) -> None:
+        self.tokens = tokens
+        self.table = None
+        self.ids = ids
+        self.size = size
+
+    def cut(self, start: int, tokens: int) -> int:
+        return self.ids[(start + tokens - 1) // self.size]
+
+    def common(self, other: HashedContent, start: int) -> int:
+        ids, others = self.ids, other.ids
+        end = min(len(ids), len(others))
+        tokens = self.tokens if self.tokens < other.tokens else other.tokens
+        if ids[end - 1] == others[end - 1]:
+            return tokens
+        low = start // self.size
+        while low < end:  # ids before ``low`` are equal, those from ``end`` on are not
+            middle = (low + end) // 2
+            if ids[middle] == others[middle]:
+                low = middle + 1
+            else:
+                end = middle
+        return min(low * self.size, tokens)
+
+
+class WrittenContent(Content):
+    """By what it says, segment after segment.
+
+    >>> one, other = WrittenContent([(0, 0, 40), (1, 0, 8)]), WrittenContent([(0, 0, 32), (0, 32, 8), (2, 0, 9)])
     >>> one.common(other, 0), one.cut(32, 16)
     (40, ((0, 32, 8), (1, 0, 8)))
     """
 
-    __slots__ = ("segments", "starts", "table", "tokens")
+    __slots__ = ("segments", "starts")
 
-    def __init__(self, segments: Sequence[Segment] = ()) -> None:
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        super().__init__()
         self.segments: list[Segment] = []
         self.starts: list[int] = []
-        self.tokens = 0
-        self.table: object = None
         for stream, first, tokens in segments:
             if self.segments:
                 last_stream, last_first, last_tokens = self.segments[-1]
@@ -45,7 +98,6 @@ class Content:
             self.tokens += tokens
 
     def cut(self, start: int, tokens: int) -> tuple[Segment, ...]:
-        """So many tokens from ``start`` on: equal for two contents exactly if the tokens are."""
         i = bisect_right(self.starts, start) - 1
         stream, first, length = self.segments[i]
         offset = start - self.starts[i]
@@ -60,8 +112,7 @@ class Content:
             left -= min(length, left)
         return tuple(pieces)
 
-    def common(self, other: Content, start: int) -> int:
-        """The first token from ``start`` on at which the two differ or one of them ends."""
+    def common(self, other: WrittenContent, start: int) -> int:
         if other is self:
             return self.tokens
         end = min(self.tokens, other.tokens)
@@ -86,37 +137,34 @@ class Contents:
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._rows_of: dict[int, int] | None = None
+        self._shared_ids = _view(np.zeros(len(trace), np.int64))
         if trace.segments is not None:
             self._rows_of = _rows_by_stream(trace)
-        elif trace.prefix_hashes is not None:
-            ids = trace.prefix_hashes.values
+        elif trace.prefix_hashes is not None and trace.hash_block_tokens is not None:
+            ids, offsets = trace.prefix_hashes.values, trace.prefix_hashes.offsets
             often = np.bincount(ids) > 1 if len(ids) else np.empty(0, bool)
-            self._shared_ids: NDArray[np.int64] = _leading(often[ids], trace.prefix_hashes.offsets)
+            self._shared_ids = _view(_leading(often[ids], offsets))
+            self._ids, self._offsets = _view(ids), _view(offsets)
+            self._size = trace.hash_block_tokens
 
     def __bool__(self) -> bool:
         """False if no two rows share anything."""
         if self._rows_of is not None:
             return any(rows > 1 for rows in self._rows_of.values())
-        return self._trace.prefix_hashes is not None and bool(self._shared_ids.any())
+        return any(self._shared_ids)
 
-    def of(self, row: int, output_tokens: int) -> Content | None:
+    def of(self, row: int, prompt_tokens: int, output_tokens: int) -> Content | None:
         """What others may have in common with this row, or None: nothing."""
-        segments = self._by_segments(row, output_tokens) if self._rows_of is not None else self._by_hashes(row)
-        return Content(segments) if segments else None
-
-    def _by_hashes(self, row: int) -> list[Segment]:
-        hashes, size = self._trace.prefix_hashes, self._trace.hash_block_tokens
-        shared = int(self._shared_ids[row])
+        if self._rows_of is not None:
+            segments = self._by_segments(row, output_tokens)
+            return WrittenContent(segments) if segments else None
+        shared = self._shared_ids[row]
         if not shared:
-            return []
-        assert hashes is not None
-        assert size is not None
-        start = int(hashes.offsets[row])
-        segments = [(stream, 0, size) for stream in hashes.values[start : start + shared].tolist()]
-        over = shared * size - int(self._trace.prompt_tokens[row])
-        if over > 0:
-            segments[-1] = (segments[-1][0], 0, size - over)
-        return segments
+            return None
+        start = self._offsets[row]
+        tokens = shared * self._size
+        ids = self._ids[start : start + shared].tolist()
+        return HashedContent(ids, self._size, tokens if tokens < prompt_tokens else prompt_tokens)
 
     def _by_segments(self, row: int, output_tokens: int) -> list[Segment]:
         assert self._trace.segments is not None
@@ -146,3 +194,8 @@ def _leading(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np
     first = unset[np.searchsorted(unset, offsets[:-1])]
     leading: NDArray[np.int64] = np.minimum(first, offsets[1:]) - offsets[:-1]
     return leading
+
+
+def _view(column: NDArray[np.int64]) -> memoryview[int]:
+    """Elements one by one, three times as fast."""
+    return memoryview(np.ascontiguousarray(column, np.int64))  # type: ignore[arg-type]

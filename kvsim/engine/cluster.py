@@ -380,9 +380,9 @@ class Simulation:
         longest = min(self._max_model_len, self._sure_to_fit)
         only, column = self._only_replica, self._replica_column
         pool = self._pools[0]
-        if only and self._rows_fit and not self._has_more and rows[-1][1] <= horizon_ns:
+        if only and self._rows_fit and rows[-1][1] <= horizon_ns:
             self._recorder.columns.arrays["replica_prefill"][rows[0][0] : rows[-1][0] + 1] = only.id
-            only.enqueue_rows(rows)
+            only.enqueue_rows(rows, self._complete if self._has_more else None)
             self._sent += len(rows)
             self._read_ahead()
             return
@@ -409,7 +409,7 @@ class Simulation:
         if self._trace.priority is not None:
             request.priority = int(self._trace.priority[request.id])
         if self._contents:
-            request.content = self._contents.of(request.id, request.output_tokens)
+            request.content = self._contents.of(request.id, request.prompt_tokens, request.output_tokens)
 
     def _fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Could this request's KV ever fit in the pools it passes through?"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate
 
@@ -470,10 +470,16 @@ class Replica(Steps):
         if self.eager or len(self.inbox) >= _INBOX:
             self.settle(now_ns)
 
-    def enqueue_rows(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
+    def enqueue_rows(
+        self, rows: Sequence[tuple[int, int, int, int]], complete: Callable[[Request], None] | None
+    ) -> None:
         """The same for many requests (id, arrival ns, prompt tokens, output tokens) that nobody watches."""
         for first in range(0, len(rows), _INBOX):
-            self.inbox.extend([Request(*row) for row in rows[first : first + _INBOX]])
+            requests = [Request(*row) for row in rows[first : first + _INBOX]]
+            if complete:
+                for request in requests:
+                    complete(request)
+            self.inbox.extend(requests)
             self.settle(self.inbox[-1].enters_ns)
 
     def _arrive_in_flight(self, now_ns: int) -> None:

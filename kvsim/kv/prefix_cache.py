@@ -217,6 +217,7 @@ class PrefixPool(PagedPool):
                 else:
                     part.before.after, part.after.before = part.after, part.before
                 part.holders += 1
+            _merge(copy)
         self.free_cached -= self._found_cost
         self._held += self._found_cost
         self.free_blocks -= self._found_cost
@@ -288,7 +289,13 @@ class PrefixPool(PagedPool):
                     free += part.high - part.low
                     self.free_cached += part.high - part.low
                     self._held -= part.high - part.low
-                    self._append(part)
+                    last = self._queue.before
+                    if last.copy is copy and last.low == part.high:  # next to each other in the queue as well
+                        last.low = part.low
+                        copy.parts.remove(part)
+                    else:
+                        self._append(part)
+            _merge(copy)
         self.free_blocks += free
         table.holds = []
         table.named = 0
@@ -350,6 +357,9 @@ class PrefixPool(PagedPool):
                 break
             assert child.content is not None
             end = min(content.common(child.content, block * size) // size, child.high)
+            if end == child.high < blocks and (end, content.cut(end * size, size)) not in child.children:
+                child.content, child.high = content, blocks  # nobody goes on from there yet: the node does
+                end = blocks
             pieces.append((child, block, end))
             node, block = child, end
         return pieces
@@ -504,6 +514,20 @@ def _parts(copy: _Copy, low: int, high: int) -> list[_Part]:
             found.append(part)
         i += 1
     return found
+
+
+def _merge(copy: _Copy) -> None:
+    """Neighbours that are held equally often become one part; who holds which blocks is in the tables."""
+    parts = copy.parts
+    if len(parts) > 1:
+        kept = parts[:1]
+        for part in parts[1:]:
+            last = kept[-1]
+            if last.holders == part.holders > 0 and last.high == part.low:
+                last.high = part.high
+            else:
+                kept.append(part)
+        copy.parts = kept
 
 
 def _split(part: _Part, block: int) -> _Part:
