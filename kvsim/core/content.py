@@ -26,7 +26,7 @@ class Content:
 
     def __init__(self, tokens: int = 0) -> None:
         self.tokens = tokens
-        self.table: object = None
+        self.table: Any = None
 
     def cut(self, start: int, tokens: int) -> object:
         """So many tokens from ``start`` on: equal for two contents that agree before, exactly if the tokens are."""

@@ -334,10 +334,10 @@ class Replica(Steps):
                 for request, before, chunk in chunks:
                     after = before + chunk
                     if (
-                        before
-                        or request.generated_tokens
+                        request.generated_tokens
                         or request.output_tokens == 1
                         or after < request.target_tokens
+                        or (before and prefilling)
                     ):
                         self.boundary_ns = start
                         self.decoding_count = decodes
@@ -349,6 +349,8 @@ class Replica(Steps):
                         continue
                     # A fresh prompt in one chunk, the common case of ``_apply_chunk``.
                     tokens += 1
+                    if before:
+                        self.other_context -= before  # found in the cache
                     computed_column[request.id] += chunk
                     first_token_column[request.id] = request.gap_from_ns = end
                     request.generated_tokens = 1

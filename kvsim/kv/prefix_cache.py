@@ -8,6 +8,9 @@ from kvsim.core.content import Content
 from kvsim.core.request import Request
 from kvsim.kv.paged import PagedPool
 
+_MANY_PARTS = 4
+"""A copy in more parts is looked through for neighbours that could be one."""
+
 
 class _Part:
     """Blocks ``low`` to ``high - 1`` of a copy that are held by the same requests, or are free and side by side.
@@ -104,8 +107,8 @@ class PrefixPool(PagedPool):
 
     caches = True
 
-    __slots__ = ("_found", "_found_cost", "_found_for", "_held", "_queue", "_root", "_unnamed", "doubled", "evicted",
-                 "free_cached", "step")  # fmt: skip
+    __slots__ = ("_decodes_live", "_found", "_found_cost", "_found_for", "_held", "_queue", "_root", "_unnamed",
+                 "doubled", "evicted", "free_cached", "step")  # fmt: skip
 
     def __init__(self, total_blocks: int, block_size: int) -> None:
         super().__init__(total_blocks, block_size)
@@ -120,19 +123,21 @@ class PrefixPool(PagedPool):
         self.doubled = 0  # blocks that requests hold beyond the first holder of each
         self._held = 0  # registered blocks that are held, as far as they are in tables
         self.evicted = 0
+        self._decodes_live = 0  # that will register blocks others may ask for
         self.step = 0
 
     # ---- questions
 
     def lookup(self, request: Request) -> int:
         """Tokens of this request that are in KV, at most all but one; the decodes take part in step ``step`` - 1."""
-        self._settle()
+        if self._unnamed + self.free_cached != self.free_blocks:
+            self._settle()
         content = request.content
         if content is None:
             return 0
-        if content.table is None:
-            content.table = _Table(self._chain(content))
-        table = _table(content)
+        table: _Table | None = content.table
+        if table is None:
+            content.table = table = _Table(self._chain(content))
         size = self._block_size
         limit = (request.target_tokens - 1) // size
         hits: list[tuple[_Copy, int, int]] = []
@@ -157,7 +162,7 @@ class PrefixPool(PagedPool):
     def steps_until_more(self, request: Request) -> int | None:
         """After a look-up: in how many steps a decode will register the next block that this request could use."""
         assert request.content is not None
-        table = _table(request.content)
+        table: _Table = request.content.table
         size = self._block_size
         block = self._found[-1][2] if self._found else 0
         if block >= (request.target_tokens - 1) // size:
@@ -190,26 +195,37 @@ class PrefixPool(PagedPool):
     # ---- allocation
 
     def allocate(self, request: Request, tokens: int) -> bool:
-        if request.content is None:
-            return super().allocate(request, tokens)
-        table = _table_of(request)
-        missing = self.missing_blocks(request, tokens)
-        if missing > self.free_blocks:
-            return False
-        if missing > 0:
-            if request is self._found_for:
+        blocks = -(-tokens // self._block_size)
+        content = request.content
+        if content is None:
+            missing = blocks - request.held_blocks
+            if missing > 0:
+                if missing > self.free_blocks:
+                    return False
+                self.free_blocks -= missing
+                request.held_blocks = blocks
+            return True
+        table: _Table = content.table
+        if request is self._found_for:
+            missing = blocks - (self._found[-1][2] if self._found else 0)
+            if missing + self._found_cost > self.free_blocks:
+                return False
+            if self._found:
                 self._touch(table)
-                missing -= self._found_cost
-                self._found_for = None
+            self._found_for = None
+        else:
+            missing = blocks - request.held_blocks
+            if missing > self.free_blocks:
+                return False
+        if missing > 0:
             self.free_blocks -= missing
-            request.held_blocks = -(-tokens // self._block_size)
+            request.held_blocks = blocks
         if table.named < table.shared:
             self._register(request, table, tokens // self._block_size)
         return True
 
     def _touch(self, table: _Table) -> None:
-        """The request holds what it found, too."""
-        self._settle()
+        """The request holds what it found, too. The queue is as the look-up left it."""
         for copy, low, high in self._found:
             for part in _parts(copy, low, high):
                 if part.holders:
@@ -217,12 +233,13 @@ class PrefixPool(PagedPool):
                 else:
                     part.before.after, part.after.before = part.after, part.before
                 part.holders += 1
-            _merge(copy)
+            if len(copy.parts) > _MANY_PARTS:
+                _merge(copy)
         self.free_cached -= self._found_cost
         self._held += self._found_cost
         self.free_blocks -= self._found_cost
         table.holds = self._found
-        table.named = self._found[-1][2] if self._found else 0
+        table.named = self._found[-1][2]
 
     def release(self, request: Request, context_tokens: int, *, resumes: bool = False) -> None:
         held = request.held_blocks
@@ -260,7 +277,7 @@ class PrefixPool(PagedPool):
         content = request.content
         if content.table is None:
             content.table = _Table(self._chain(content))
-        table = _table(content)
+        table: _Table = content.table
         if table.named < table.shared:
             self._register(request, table, full)
         if table.pieces and request in table.pieces[-1][0].live:
@@ -295,7 +312,8 @@ class PrefixPool(PagedPool):
                         copy.parts.remove(part)
                     else:
                         self._append(part)
-            _merge(copy)
+            if len(copy.parts) > _MANY_PARTS:
+                _merge(copy)
         self.free_blocks += free
         table.holds = []
         table.named = 0
@@ -319,12 +337,15 @@ class PrefixPool(PagedPool):
             request.held_blocks = -1
 
     def join(self, request: Request, context_tokens: int, step: int) -> None:
-        super().join(request, context_tokens, step)
-        if request.content is None:
+        request.phase = phase = (step - context_tokens) % self._block_size
+        self._phases[phase] += 1
+        content = request.content
+        if content is None:
             return
-        table = _table(request.content)
+        table: _Table = content.table
         if table.named < table.shared:
             table.joined = context_tokens - step
+            self._decodes_live += 1
             for node, _, high in table.pieces:
                 if high > table.named:
                     node.live[request] = None
@@ -333,7 +354,7 @@ class PrefixPool(PagedPool):
         super().leave(request, context_tokens)
         if request.content is None:
             return
-        table = _table(request.content)
+        table: _Table = request.content.table
         if table.pieces and request in table.pieces[-1][0].live:
             self._register(request, table, context_tokens // self._block_size)
             self._retire(request, table)
@@ -366,9 +387,10 @@ class PrefixPool(PagedPool):
 
     def _register(self, request: Request, table: _Table, full: int) -> None:
         """The first ``full`` blocks of the request have their names now, as far as they can be shared."""
-        for node, _, high in table.pieces:
-            if node.live and high > table.named:
-                self._catch_up(node, request)
+        if self._decodes_live:
+            for node, _, high in table.pieces:
+                if node.live and high > table.named:
+                    self._catch_up(node, request)
         self._name(table, full)
 
     def _name(self, table: _Table, full: int) -> None:
@@ -416,6 +438,7 @@ class PrefixPool(PagedPool):
                 self._name(table, tokens // self._block_size)
 
     def _retire(self, request: Request, table: _Table) -> None:
+        self._decodes_live -= 1
         for node, _, _ in table.pieces:
             node.live.pop(request, None)
 
@@ -462,7 +485,7 @@ class PrefixPool(PagedPool):
         holders: dict[_Part, int] = {}
         for request in requests:
             if request.content is not None and request.content.table is not None:
-                for copy, low, high in _table(request.content).holds:
+                for copy, low, high in _table_of(request).holds:
                     for part in _parts(copy, low, high):
                         holders[part] = holders.get(part, 0) + 1
         free, part = 0, self._queue.after
@@ -483,22 +506,21 @@ class PrefixPool(PagedPool):
         assert doubled == self.doubled, f"{doubled} blocks are held twice, booked {self.doubled}"
 
 
-def _table(content: Content) -> _Table:
-    table = content.table
-    assert isinstance(table, _Table)
-    return table
-
-
 def _table_of(request: Request) -> _Table:
     assert request.content is not None
-    return _table(request.content)
+    table: _Table = request.content.table
+    return table
 
 
 def _parts(copy: _Copy, low: int, high: int) -> list[_Part]:
     """The parts of these blocks of a copy, in order; split where the range begins or ends inside one."""
     parts = copy.parts
-    if len(parts) == 1 and parts[0].low == low and parts[0].high == high:
-        return [parts[0]]
+    first = parts[0]
+    if first.low == low and first.high >= high:  # as most are
+        if first.high > high:
+            first = _split(first, high)
+            parts.insert(0, first)
+        return [first]
     found = []
     i = 0
     while i < len(parts):
@@ -518,16 +540,14 @@ def _parts(copy: _Copy, low: int, high: int) -> list[_Part]:
 
 def _merge(copy: _Copy) -> None:
     """Neighbours that are held equally often become one part; who holds which blocks is in the tables."""
-    parts = copy.parts
-    if len(parts) > 1:
-        kept = parts[:1]
-        for part in parts[1:]:
-            last = kept[-1]
-            if last.holders == part.holders > 0 and last.high == part.low:
-                last.high = part.high
-            else:
-                kept.append(part)
-        copy.parts = kept
+    kept = copy.parts[:1]
+    for part in copy.parts[1:]:
+        last = kept[-1]
+        if last.holders == part.holders > 0 and last.high == part.low:
+            last.high = part.high
+        else:
+            kept.append(part)
+    copy.parts = kept
 
 
 def _split(part: _Part, block: int) -> _Part:
@@ -546,6 +566,12 @@ def _first_copies(node: _Node, low: int, high: int, found: list[tuple[_Copy, int
 
     Returns where they end, and how many of them are free.
     """
+    if node.copies:
+        copy = node.copies[0]
+        part = copy.parts[0]
+        if part.low <= low and part.high >= high:  # the common case of what follows
+            found.append((copy, low, high))
+            return high, 0 if part.holders else high - low
     block, free = low, 0
     while block < high:
         end = high

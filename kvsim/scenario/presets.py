@@ -70,9 +70,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             gpu_memory_utilization=0.92,
             batch_by_memory=((160 * GIB, 1024, 16384), (70 * GIB, 1024, 8192), (0, 256, 2048)),
             small_batch_gpus=("a100", "gb10"),
-            notes=(
-                "async scheduling: off (not modelled yet; vLLM turns it on where the executor supports it)",
-            ),
+            notes=("async scheduling: off (not modelled yet; vLLM turns it on where the executor supports it)",),
             ignored={
                 "pipeline_parallel_size": _NOT_YET,
                 "data_parallel_size": "is written cluster.replicas here",
