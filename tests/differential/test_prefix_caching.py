@@ -38,7 +38,7 @@ def worlds(draw: st.DrawFn, policies: tuple[str, ...] = ("fcfs",)) -> Recording:
             prompt += f";t{draw(st.integers(0, 1))}[0:{tail}]" if tail else ""
         arrival_ns += draw(st.sampled_from((0, 0, 1, 900, 1500, 7000, 30000)))
         prompts.append(prompt)
-        outputs.append(draw(st.integers(1, 30)))
+        outputs.append(draw(st.one_of(st.integers(1, 3), st.integers(1, 30))))
         rows.append({
             "id": str(i), "arrival_ns": str(arrival_ns), "prompt_tokens": str(tokens_in(prompt)),
             "max_tokens": str(outputs[i]), "priority": str(draw(st.integers(0, 2))), "segments": prompt,
@@ -103,4 +103,44 @@ def test_hits_evictions_and_times_are_those_of_the_model(recording: Recording) -
 
 @given(worlds(("priority",)))
 def test_and_by_priority(recording: Recording) -> None:
+    check(recording)
+
+
+def world(*rows: tuple[int, str, int], **config: Any) -> Recording:
+    """(arrival in steps of 1 us, prompt, output tokens) of each request; blocks of 4 tokens."""
+    requests = [
+        {
+            "id": str(i),
+            "arrival_ns": str(steps * 1000),
+            "prompt_tokens": str(tokens_in(prompt)),
+            "max_tokens": str(output),
+            "priority": "0",
+            "segments": prompt,
+        }
+        for i, (steps, prompt, output) in enumerate(rows)
+    ]
+    common: dict[str, Any] = {"block_size": 4, "max_model_len": 100, "max_num_seqs": 8, "max_num_batched_tokens": 64}
+    cost = dict.fromkeys(COST, 0) | {"base_ns": 1000}
+    full = dataclasses.asdict(Config(**common | {"enable_prefix_caching": True} | config))
+    return Recording("by hand", full, cost, requests, [])
+
+
+def test_a_refused_head_is_asked_again_when_a_decode_fills_the_block_it_waits_for() -> None:
+    """It lacks one block, and finds one more before the decode ends: leaping must stop there."""
+    recording = world((0, "s[0:8]", 20), (6, "s[0:8];o0[0:8];t[0:24]", 1), usable_blocks=10)
+    steps, _ = outcome(recording)
+    assert [step["step"] for step in steps if "admitted" in step] == [0, 8]
+    assert all("alloc_failed" in step for step in steps[6:8])
+    check(recording)
+
+
+def test_requests_that_end_together_give_back_their_blocks_in_the_order_they_were_scheduled() -> None:
+    """A chunk before a decode: the next request evicts the last block of the chunk's, and spares the decode's."""
+    recording = world(
+        (0, "s[0:12]", 1), (0, "t[0:2]", 3), (3, "u[0:20]", 1), (4, "t[0:2];o1[0:2];v[0:2]", 1),
+        usable_blocks=8, long_prefill_token_threshold=4,
+    )  # fmt: skip
+    steps, ends = outcome(recording)
+    assert steps[2]["finished"] == [0, 1]
+    assert ends[3]["cached_tokens"] == 4
     check(recording)
