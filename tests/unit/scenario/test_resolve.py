@@ -54,7 +54,7 @@ def test_defaults_are_those_of_the_preset(folder: Path) -> None:
     assert pool.pool.kv_blocks == pool.ledger.blocks
     assert resolved.cluster.max_model_len == 131072
     assert resolved.notes == (
-        "prefix caching: off (not modelled yet; vLLM's default is on)",
+        "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)",
         "async scheduling: off (not modelled yet; vLLM turns it on where the executor supports it)",
     )
 
