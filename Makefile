@@ -30,6 +30,8 @@ demo: .venv/.installed
 	$(BIN)/kvsim run scenarios/burstgpt.yaml --out $(DEMO) --overwrite
 	$(BIN)/kvsim plot $(DEMO)
 
+# The workers share the cores already.
+test: export OPENBLAS_NUM_THREADS ?= 1
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

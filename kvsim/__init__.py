@@ -1,6 +1,7 @@
 """Trace-driven discrete-event simulator of LLM serving.
 
-``kvsim.run("scenario.yaml")`` simulates and returns a ``Result``; ``kvsim.Scenario`` makes or loads a scenario.
+``kvsim.run("scenario.yaml")`` simulates and returns a ``Result``; ``kvsim.sweep`` runs it at many points,
+``kvsim.capacity`` finds what it takes; ``kvsim.Scenario`` makes or loads a scenario.
 Importing this loads next to nothing: the names below are found when they are used.
 """
 
@@ -11,15 +12,19 @@ if TYPE_CHECKING:
     from kvsim.core.errors import InputError as InputError
     from kvsim.report.result import Result as Result
     from kvsim.scenario import Scenario as Scenario
+    from kvsim.sweeps import capacity as capacity
+    from kvsim.sweeps import sweep as sweep
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Result", "Scenario", "__version__", "run"]
+__all__ = ["InputError", "Result", "Scenario", "__version__", "capacity", "run", "sweep"]
 
 _HOMES = {
     "InputError": "kvsim.core.errors",
     "Result": "kvsim.report.result",
     "Scenario": "kvsim.scenario",
+    "capacity": "kvsim.sweeps",
     "run": "kvsim.api",
+    "sweep": "kvsim.sweeps",
 }
 
 

@@ -22,13 +22,20 @@ from kvsim.core.errors import InputError
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 COMMANDS = {
+    "calibrate": ("calibrate:calibrate", "Fit efficiency surfaces to measured operator times."),
+    "capacity": ("capacity:capacity", "Find the largest load, or the fewest GPUs, that keep the SLO."),
+    "check": ("check:check", "Hold scenarios to what they expect of themselves."),
+    "compare": ("compare:compare", "Compare runs of the same requests."),
     "conformance": ("conformance:conformance", "Compare runs with recordings of vLLM's own scheduler."),
     "engine-args": ("engine_args:engine_args", "Print the `vllm serve` line of a scenario."),
     "list": ("inspect:list_", "List what a scenario can name."),
+    "memory": ("memory:memory", "Count the bytes that a model takes on each GPU of a layout."),
+    "merge": ("sweep:merge", "Join the parts of a sweep."),
     "plot": ("inspect:plot", "Draw the figures of a result folder."),
     "run": ("run:run", "Simulate a scenario."),
     "schema": ("inspect:schema", "Print the JSON Schema of scenario files."),
-    "trace": ("trace:trace", "Look at a trace, check it, convert it, draw it, fetch a published one."),
+    "sweep": ("sweep:sweep", "Simulate a scenario at many points."),
+    "trace": ("trace:trace", "Look at a trace, check it, convert it, draw it, make one, fetch a published one."),
     "validate": ("run:validate", "Check a scenario without running it."),
 }
 """Command -> module and function in this package, and its line in ``kvsim --help``."""

@@ -24,8 +24,10 @@ def list_(kind: str | None) -> None:
     for each in KINDS if kind is None else (kind,):
         if kind is None:
             click.echo(f"{each}:")
-        for name, description in entries(each):
-            click.echo(f"{'  ' if kind is None else ''}{name:<17}  {description}")
+        rows = list(entries(each))
+        width = max(17, *(len(name) for name, _ in rows))
+        for name, description in rows:
+            click.echo(f"{'  ' if kind is None else ''}{name:<{width}}  {description}")
 
 
 @click.command

@@ -137,6 +137,10 @@ def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool, engine_
     from kvsim.scenario.resolve import resolve
 
     resolved = resolve(loaded, allow_plugins=not no_plugins)
+    if loaded.expect is not None:
+        from kvsim.sweeps.expect import Expectations
+
+        Expectations.of(resolved)
     trace = resolved.trace
     rows = trace.rows
     read = f", {rows.read} rows read" if rows and rows.read != len(trace) else ""
@@ -146,7 +150,7 @@ def validate(scenario: str, settings: tuple[str, ...], no_plugins: bool, engine_
     click.echo(f"  model     {resolved.model.name}, max_model_len {resolved.cluster.max_model_len}")
     for built in resolved.pools:
         pool = built.pool
-        ranks = f" of {built.tensor_parallel_size} GPUs" if built.tensor_parallel_size > 1 else ""
+        ranks = f" of {built.layout.gpus} GPUs" if built.layout.gpus > 1 else ""
         click.echo(
             f"  {pool.role:<9} {pool.replicas} x {built.gpu.name}{ranks}, {pool.kv_blocks} KV blocks each; "
             f"{', '.join(built.keys[seat]['name'] for seat in ('router', 'scheduler', 'kv', 'cost'))}"

@@ -1,4 +1,4 @@
-"""``kvsim trace``: look at a trace, check it, convert it, draw it, fetch a published one."""
+"""``kvsim trace``: look at a trace, check it, convert it, draw it, make one, fetch a published one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvsim.cli.run import scenario_options
 from kvsim.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group(name="trace", no_args_is_help=True)
 def trace() -> None:
-    """Look at a trace, check it, convert it, draw it, fetch a published one."""
+    """Look at a trace, check it, convert it, draw it, make one, fetch a published one."""
 
 
 def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,29 +133,62 @@ def convert(file: str, format_: str, options: tuple[str, ...], on_bad_row: str, 
 
     Rows that failed in the traced system are kept in .parquet only.
     """
-    from kvsim.workload.writers import write_canonical, write_plain_csv, write_plain_jsonl, write_rejected
-
-    target = Path(out).expanduser()
-    writers = {".parquet": write_canonical, ".jsonl": write_plain_jsonl, ".csv": write_plain_csv}
-    if target.suffix not in writers:
-        raise InputError(f"{out!r} has no known ending", key="OUT", hint=f"allowed: {', '.join(writers)}")
-    if target.exists() and not overwrite:
-        raise InputError(f"{out} is there already", key="OUT", hint="pass --overwrite to replace it")
+    target = _target(out, overwrite)
     read_in = read(file, format_, options, on_bad_row)
-    with writing(target):
-        temporary = target.with_name(f"{target.name}.kvsim-tmp{target.suffix}")
-        try:
-            writers[target.suffix](read_in, temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        rejected = read_in.rows.rejected if read_in.rows else ()
-        if rejected:
+    _write(read_in, target)
+    rejected = read_in.rows.rejected if read_in.rows else ()
+    if rejected:
+        from kvsim.workload.writers import write_rejected
+
+        with writing(target):
             write_rejected(rejected, target.with_name("rejected_rows.csv"))
     aside = f", {len(rejected)} set aside: see {target.with_name('rejected_rows.csv')}" if rejected else ""
     failed = read_in.rows.source_failed if read_in.rows else 0
     left = f", {failed} that failed in the traced system left out" if failed and target.suffix != ".parquet" else ""
     click.echo(f"{out}: {len(read_in)} requests{left}{aside}")
+
+
+@trace.command()
+@scenario_options
+@click.argument("out", metavar="OUT")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+def generate(scenario: str, settings: tuple[str, ...], no_plugins: bool, out: str, overwrite: bool) -> None:
+    """Write the requests that SCENARIO plays, read or generated, after its transforms, as OUT (see convert)."""
+    target = _target(out, overwrite)
+    from kvsim.scenario import Scenario, parse_set
+    from kvsim.scenario.resolve import resolve
+
+    loaded = Scenario.load(scenario, [parse_set(setting) for setting in settings])
+    made = resolve(loaded, allow_plugins=not no_plugins).trace
+    _write(made, target)
+    click.echo(f"{out}: {len(made)} requests")
+
+
+ENDINGS = {".parquet": "write_canonical", ".jsonl": "write_plain_jsonl", ".csv": "write_plain_csv"}
+"""Ending of a trace file -> its writer in ``kvsim.workload.writers``."""
+
+
+def _target(out: str, overwrite: bool) -> Path:
+    """Where a trace is to be written. Raises InputError for an unknown ending, and if something is there."""
+    target = Path(out).expanduser()
+    if target.suffix not in ENDINGS:
+        raise InputError(f"{out!r} has no known ending", key="OUT", hint=f"allowed: {', '.join(ENDINGS)}")
+    if target.exists() and not overwrite:
+        raise InputError(f"{out} is there already", key="OUT", hint="pass --overwrite to replace it")
+    return target
+
+
+def _write(what: Trace, target: Path) -> None:
+    """The whole trace, or no file."""
+    from kvsim.workload import writers
+
+    temporary = target.with_name(f"{target.name}.kvsim-tmp{target.suffix}")
+    with writing(target):
+        try:
+            getattr(writers, ENDINGS[target.suffix])(what, temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @trace.command()

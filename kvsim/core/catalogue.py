@@ -28,7 +28,8 @@ def locate(what: str, name_or_path: str, folder: Path, base_dir: Path, suffixes:
         return folder / f"{name_or_path}.toml"
     path = base_dir / Path(name_or_path).expanduser()
     if "/" not in name_or_path and path.suffix not in suffixes:
-        hint = f"{_nearest(name_or_path, known)}known: {', '.join(known)}, or a path to a {' or '.join(suffixes)} file"
+        listed = f"known: {', '.join(known)}" if len(known) <= 20 else f"kvsim list {what.lower()}s lists the known"
+        hint = f"{_nearest(name_or_path, known)}{listed}, or a path to a {' or '.join(suffixes)} file"
         raise InputError(f"unknown {what} {name_or_path!r}", hint=hint)
     if path.suffix not in suffixes:
         raise InputError(f"not a {what} file", file=path, hint=f"allowed: {', '.join(suffixes)}")
@@ -64,7 +65,8 @@ def build(cls: type[T], table: Mapping[str, Any], path: Path, *, within: str = "
                 raise InputError("missing key", file=path, key=prefix + name, hint=f"needed: {needed}")
         elif not fits(table[name]):
             raise InputError(f"{table[name]!r} is not allowed", file=path, key=prefix + name, hint=f"needed: {needed}")
-    floats = {name: float(table[name]) for name, field in known.items() if field.type is float and name in table}
+    of_floats = (float, float | None)
+    floats = {name: float(table[name]) for name, field in known.items() if field.type in of_floats and name in table}
     return cls(**{**table, **floats})
 
 
@@ -82,8 +84,11 @@ _KINDS: dict[Any, tuple[str, Callable[[object], bool]]] = {
     bool: ("true or false", lambda value: isinstance(value, bool)),
     str: ("text", lambda value: isinstance(value, str)),
 }
+_KINDS |= {int | None: _KINDS[int], float | None: _KINDS[float]}  # may be left out
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    names = list(known)
+    begun = sorted((each for each in names if name and each.startswith(name)), key=len)
+    near = begun or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}? " if near else ""

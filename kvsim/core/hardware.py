@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,10 @@ class Gpu:
     """One accelerator.
 
     ``memory_bytes`` is the total that the driver reports, not the nominal size. Bandwidths are data-sheet
-    values in one direction. ``efficiency`` maps an operator kind (see ``kvsim/costs/roofline.py``) to its
-    fitted constants; ``source`` maps each figure to where it was read or measured.
+    values in one direction; peaks are dense (no sparsity). None means not known, or not there: a GPU without 8-bit
+    floating point has no ``fp8_flops_per_s``. ``efficiency`` maps an operator kind (see ``kvsim/costs/roofline.py``)
+    to its fitted constants; ``surfaces`` maps an engine's name to its file of efficiency surfaces, which were measured
+    on the GPU ``surfaces_of`` where this one was not; ``source`` maps each figure to where it was read or measured.
     """
 
     name: str
@@ -33,6 +36,18 @@ class Gpu:
     gpu_link_bytes_per_s: float
     efficiency: Mapping[str, Efficiency] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
+    arch: str = ""
+    sm_count: int | None = None
+    l2_bytes: int | None = None
+    fp8_flops_per_s: float | None = None
+    fp4_flops_per_s: float | None = None
+    int8_ops_per_s: float | None = None
+    host_link_bytes_per_s: float | None = None
+    tdp_w: float | None = None
+    idle_w: float | None = None
+    price_usd_per_h: float | None = None
+    surfaces_of: str = ""
+    surfaces: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

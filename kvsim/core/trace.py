@@ -7,6 +7,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kvsim.core import html
+
 
 class RejectedRow(NamedTuple):
     """A row of the file that was set aside (``on_bad_row: quarantine``): where it is, what is in it, and why.
@@ -174,6 +176,22 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what is in it, arrivals over time, and lengths."""
+        n = len(self)
+        span_s = int(self.arrival_ns[-1]) / 1e9 if n else 0.0
+        facts = {"requests": f"{n:,}", "from": self.path or "memory", "format": self.format or "-"}
+        facts |= {"span": f"{span_s:,.1f} s", "mean rate": f"{(n - 1) / span_s:.4g} per s" if span_s else "-"}
+        if self.session is not None:
+            facts["sessions"] = f"{len(np.unique(self.session[self.session >= 0])):,}"
+        plots = [html.bars(self.arrival_ns / 1e9, "arrivals over time (s)")]
+        for name, tokens in (("prompt tokens", self.prompt_tokens), ("output tokens", self.output_tokens)):
+            if n:
+                levels = np.percentile(tokens, (50, 90, 99))
+                facts[name] = "median {:,.0f}, p90 {:,.0f}, p99 {:,.0f}".format(*levels)
+            plots.append(html.bars(np.log10(tokens), f"{name} (log10)"))
+        return html.card("Trace", facts, plots)
 
     def __post_init__(self) -> None:
         n = len(self.arrival_ns)

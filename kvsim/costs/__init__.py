@@ -10,6 +10,7 @@ Who calls you: the engine, ``step_s`` once per planned step and ``steps_s`` once
 
 COSTS: dict[str, str] = {
     "affine": "kvsim.costs.affine:Affine",
+    "calibrated": "kvsim.costs.calibrated:Calibrated",
     "roofline": "kvsim.costs.roofline:Roofline",
     "table": "kvsim.costs.table:Table",
 }

@@ -61,6 +61,12 @@ class AffineStep:
         """Seconds of each of ``steps`` decode steps, (steps,): every decode gains a token of context per step."""
         return linear_stretch(self._without_context_s(shape), self._context_token_s, shape, steps)
 
+    def decode_line(self, decodes: int) -> tuple[float, float]:
+        """A step of so many decodes: seconds without context, and for each token of it."""
+        return self._without_context_s(BatchShape(decode_requests=decodes, sampled_requests=decodes)), (
+            self._context_token_s
+        )
+
     def _without_context_s(self, shape: BatchShape) -> float:
         return (
             self._base_s

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Efficiency, Gpu
+from kvsim.core.layers import Part
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
-from kvsim.costs.stretch import ARRAY_FROM_STEPS, linear_stretch
+from kvsim.costs.stretch import linear_stretch
 
 GENERIC: Final[Mapping[str, Efficiency]] = MappingProxyType(
     {
@@ -76,8 +77,8 @@ class RooflineStep:
     __slots__ = (
         "_decode_context_s",
         "_decode_fixed_s",
+        "_decode_lines",
         "_decode_request_s",
-        "_decodes_s",
         "_head_s",
         "_host_request_s",
         "_linear_s",
@@ -95,12 +96,13 @@ class RooflineStep:
                 raise InputError(
                     f"{gpu.name}: unknown operator kind", key=f"efficiency.{kind}", hint=f"known: {', '.join(GENERIC)}"
                 )
-        operators = _Operators(cost, model, gpu, tensor_parallel_size)
+        operators = Operators(cost.host_step_s, model, gpu, tensor_parallel_size)
+        model.check_16_bit()
         self.generic_operators = tuple(kind for kind in GENERIC if kind not in gpu.efficiency)
         self._operators = operators
         self._linear_s: dict[int, float] = {}
         self._head_s: dict[int, float] = {0: 0.0}
-        self._decodes_s: dict[int, float] = {}  # a step of so many decodes, but for their context
+        self._decode_lines: dict[int, tuple[float, float]] = {}
         self._host_request_s = cost.host_request_s
 
         # One query token against one key: 2 multiply-adds per head and dimension. KV is read once per chunk.
@@ -143,18 +145,17 @@ class RooflineStep:
 
     def steps_s(self, shape: BatchShape, steps: int) -> Sequence[float] | NDArray[np.float64]:
         """Seconds of each of ``steps`` decode steps, (steps,): every decode gains a token of context per step."""
-        decodes = shape.decode_requests
+        return linear_stretch(*self.decode_line(shape.decode_requests), shape, steps)
+
+    def decode_line(self, decodes: int) -> tuple[float, float]:
+        """A step of so many decodes: seconds without context, and for each token of it."""
         try:
-            fixed_s = self._decodes_s[decodes]
+            return self._decode_lines[decodes]
         except KeyError:
-            fixed_s = self._linear_and_head_s(decodes, decodes) + (
-                self._decode_fixed_s + decodes * self._decode_request_s
-            )
-            self._decodes_s[decodes] = fixed_s
-        if steps < ARRAY_FROM_STEPS:  # as linear_stretch does it, a call less
-            first, context_s = shape.decode_context_tokens, self._decode_context_s
-            return [fixed_s + context * context_s for context in range(first, first + steps * decodes, decodes)]
-        return linear_stretch(fixed_s, self._decode_context_s, shape, steps)
+            fixed_s = self._linear_and_head_s(decodes, decodes)
+            fixed_s += self._decode_fixed_s + decodes * self._decode_request_s
+            line = self._decode_lines[decodes] = fixed_s, self._decode_context_s
+            return line
 
     def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
         """A pair of counts of which one is met for the first time: price its neighbours too, in one go."""
@@ -170,10 +171,10 @@ class RooflineStep:
         return self._linear_s[tokens] + self._head_s[sampled]
 
 
-class _Operators:
+class Operators:
     """The operators of one rank whose cost depends on a number of tokens alone: arrays of counts to arrays of s."""
 
-    def __init__(self, cost: Roofline, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
+    def __init__(self, host_step_s: float, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
         tp = tensor_parallel_size
         for what, size in (("attention heads", model.heads), ("MLP columns", model.intermediate_size)):
             if size % tp:
@@ -182,7 +183,7 @@ class _Operators:
                     key="tensor_parallel_size",
                     hint=f"it must divide {size}",
                 )
-        self.cost, self.model, self.gpu, self.tp = cost, model, gpu, tp
+        self.host_step_s, self.model, self.gpu, self.tp = host_step_s, model, gpu, tp
         self.efficiency = {**GENERIC, **gpu.efficiency}
         self.q_width = model.heads // tp * model.head_dim
         self.kv_width = max(1, model.kv_heads // tp) * model.head_dim
@@ -192,24 +193,27 @@ class _Operators:
         """Seconds of everything but attention and LM head in a step of so many tokens, host time included."""
         hidden = self.model.hidden_size
         layer_s = (
-            self.gemm_s(tokens, self.q_width + 2 * self.kv_width, hidden)
-            + self.gemm_s(tokens, hidden, self.q_width)
-            + self.gemm_s(tokens, 2 * self.mlp_width, hidden)
-            + self.gemm_s(tokens, hidden, self.mlp_width)
+            self.gemm_s(tokens, self.q_width + 2 * self.kv_width, hidden, "attention")
+            + self.gemm_s(tokens, hidden, self.q_width, "attention")
+            + self.gemm_s(tokens, 2 * self.mlp_width, hidden, "mlp")
+            + self.gemm_s(tokens, hidden, self.mlp_width, "mlp")
             + 2 * self.elementwise_s(tokens, 4 * hidden)  # RMSNorm: read x and residual, write both
             + self.elementwise_s(tokens, 2 * (self.q_width + self.kv_width))  # rotary embedding of Q and K, in place
             + self.elementwise_s(tokens, 4 * self.kv_width)  # new K and V into the cache
             + self.elementwise_s(tokens, 3 * self.mlp_width)  # gated activation: read two, write one
             + 2 * self.all_reduce_s(tokens)
         )
-        return self.model.layers * layer_s + self.cost.host_step_s
+        return self.model.layers * layer_s + self.host_step_s
 
     def head_s(self, sampled: Counts) -> Seconds:
         """Seconds of the LM head for so many sampled positions; the vocabulary is split over the ranks."""
-        return self.gemm_s(sampled, -(-self.model.vocab_size // self.tp), self.model.hidden_size)
+        return self.gemm_s(sampled, -(-self.model.vocab_size // self.tp), self.model.hidden_size, "head")
 
-    def gemm_s(self, m: Counts, n: int, k: int) -> Seconds:
-        """y[m, n] = x[m, k] W[n, k]^T: 2 m n k FLOPs; weights, input and output cross the memory once."""
+    def gemm_s(self, m: Counts, n: int, k: int, part: Part) -> Seconds:
+        """y[m, n] = x[m, k] W[n, k]^T: 2 m n k FLOPs; weights, input and output cross the memory once.
+
+        ``part`` says whose weights these are, for cost models that know formats other than 16 bit.
+        """
         fitted = self.efficiency["gemm"]
         flop_s = 2 * m * n * k / (self.gpu.bf16_flops_per_s * fitted.compute)
         bytes_moved = (n * k + m * k + m * n) * self.model.dtype_bytes

@@ -45,7 +45,10 @@ class Books(ReplicaState):
     def _deliver(self, request: Request) -> None:
         """A request whose KV was sent here: it is served before those that still need a prefill."""
         if request.state == ENDED:  # abandoned on the way
+            self.given_up_coming -= 1
             self.waiting_tokens -= request.prompt_tokens + 1
+            later = self.kv.growth_blocks(self.decode_step + 1, self.stretch_steps - 1) if self.stretch_steps > 1 else 0
+            self.note_peak(self.kv.free_blocks - later)
             self.kv.release(request, 0)
             return
         request.state = WAITING

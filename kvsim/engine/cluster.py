@@ -474,6 +474,8 @@ class Simulation:
                 replica.offers.remove(request)
                 replica.waiting_tokens -= request.prompt_tokens + 1
                 self._leave_source(request, now)
+            else:
+                replica.given_up_coming += 1
             request.state = ENDED
         else:
             replica.give_up(request, now)

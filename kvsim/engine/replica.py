@@ -19,6 +19,8 @@ from kvsim.engine.steps import LONGEST_LEAP, Steps
 
 _LONGEST_LIST = 256
 """Beyond so many steps arrays beat lists by more than the way to the plain path costs."""
+_SHORTEST_PACED = 8
+"""A list of so few steps is cheaper than look-ups all over a table (cache misses)."""
 _INBOX = 512
 ROUND = 6755399441055744.0
 """1.5 * 2^52: x + ROUND - ROUND is x rounded half to even, for x below 2^51, in a third of the time of round()."""
@@ -37,7 +39,7 @@ class Replica(Steps):
         while True:
             if self.stretch_steps:
                 if inbox and inbox[0].enters_ns <= (self.stretch_end_ns if self.stretch_end_ns < now_ns else now_ns):
-                    self._arrive_in_flight(inbox[0].enters_ns)
+                    self._arrive_in_flight(inbox[0].enters_ns, now_ns)
                 if self.stretch_end_ns > now_ns:
                     break
                 if self._as_usual(self.stretch_start_ns) and self._decodes == self.decoding_count:
@@ -75,6 +77,7 @@ class Replica(Steps):
             and not self._asking
             and not self.offers
             and not self._given_up
+            and not self.given_up_coming
         )
 
     def _run(self, now_ns: int) -> None:
@@ -86,7 +89,7 @@ class Replica(Steps):
         """
         (
             inbox, waiting, prefilling, running_now, finishing, kv, growth_blocks, release, join, step_s, steps_s,
-            gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks,
+            decode_line, gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks,
             behind, bookings, paces, paced, finish_column, max_gap_column, first_token_column, computed_column, cache,
         ) = self._tools  # fmt: skip
         sample_ns = samples.next_ns
@@ -196,7 +199,7 @@ class Replica(Steps):
                     if prefilling or once:
                         steps = 1
                     pace = None
-                    if decodes < paced:
+                    if decodes < paced and steps > _SHORTEST_PACED:
                         pace = paces[decodes]
                         if pace is None or pace.size <= context + steps * decodes:
                             pace, steps = self._pace.reach(decodes, context, steps)
@@ -224,13 +227,21 @@ class Replica(Steps):
                                 steps = until_arrival
                         if steps > _LONGEST_LIST:
                             break
-                        decode_shape.decode_requests = decode_shape.sampled_requests = decodes
-                        decode_shape.decode_context_tokens = context
-                        decode_shape.decode_context_squares = squares
-                        seconds = steps_s(decode_shape, steps)
-                        if type(seconds) is not list:
-                            seconds = np.asarray(seconds).tolist()
-                        durations = [s * 1e9 + ROUND - ROUND for s in seconds]
+                        if decode_line:
+                            fixed_s, token_s = decode_line(decodes)
+                            upto = context + steps * decodes
+                            durations = [
+                                (fixed_s + tokens * token_s) * 1e9 + ROUND - ROUND
+                                for tokens in range(context, upto, decodes)
+                            ]
+                        else:
+                            decode_shape.decode_requests = decode_shape.sampled_requests = decodes
+                            decode_shape.decode_context_tokens = context
+                            decode_shape.decode_context_squares = squares
+                            seconds = steps_s(decode_shape, steps)
+                            if type(seconds) is not list:
+                                seconds = np.asarray(seconds).tolist()
+                            durations = [s * 1e9 + ROUND - ROUND for s in seconds]
                         end = start + int(sum(durations))
                         duration = int(durations[-1])
                         while end - duration >= arrival_ns:  # this one would be launched after the arrival
@@ -439,8 +450,8 @@ class Replica(Steps):
             self._cut(now_ns)
             if self.stretch_end_ns <= now_ns:
                 self._apply()
-            else:
-                self.note_peak(self.blocks_free_now)
+        if self.stretch_steps:
+            self.note_peak(self.blocks_free_now)
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
         self._changed = True
@@ -484,11 +495,11 @@ class Replica(Steps):
             self.inbox.extend(requests)
             self.settle(self.inbox[-1].enters_ns)
 
-    def _arrive_in_flight(self, now_ns: int) -> None:
-        """A request arrives before the stretch in flight has ended."""
+    def _arrive_in_flight(self, first_ns: int, now_ns: int) -> None:
+        """A request arrives before the stretch in flight has ended, and perhaps others behind it."""
         if self.stretch_steps > 1:
-            self._cut(now_ns)
-        self._arrive(self.stretch_end_ns)
+            self._cut(first_ns)
+        self._arrive(min(now_ns, self.stretch_end_ns))
 
     def book_ahead(self, request: Request, now_ns: int) -> bool:
         """As ``reserve``, without bringing this replica up to date: if no request could possibly be short of blocks.

@@ -141,6 +141,7 @@ class ReplicaState:
         "due_ns",
         "eager",
         "first_scheduled_column",
+        "given_up_coming",
         "id",
         "inbox",
         "kv",
@@ -218,6 +219,7 @@ class ReplicaState:
         self.admissions = 0
         self._held: list[Request] = []
         self._given_up: list[Request] = []
+        self.given_up_coming = 0  # of those whose KV is on its way here
         self._emptied: tuple[int, list[tuple[int, int]]] | None = None  # free blocks and queue, when all were preempted
         self.other_context = 0  # tokens in KV of running requests that do not decode
         # decodes
@@ -264,6 +266,7 @@ class ReplicaState:
         self._tools = (
             self.inbox, self.waiting, self.prefilling, self.running_now, self._finishing, self.kv,
             self.kv.growth_blocks, self.kv.release, self.kv.join, self._step_s, self._steps_s,
+            getattr(pool.cost, "decode_line", None),
             self._gap_starts, self._gap_sizes, self._gaps.values, self._gaps.runs, self._decode_shape,
             samples, self._longest_last, self.total_blocks,
             self._behind, self.bookings, pace.tables, paced, columns.finish_ns,

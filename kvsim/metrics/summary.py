@@ -154,7 +154,7 @@ def trace_rows(log: RunLog, trace: Trace) -> dict[str, Any]:
         "replayed": rows.replayed,
         "source_failed": rows.source_failed,
         "dropped": sum(rows.dropped.values()),
-        "clipped": log.clipped,
+        "clipped": rows.clipped + log.clipped,
         "dropped_by_reason": dict(sorted(rows.dropped.items())),
     }
 

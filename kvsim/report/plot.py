@@ -77,10 +77,7 @@ def plot_run(
     ``out_dir`` is made if it is missing; None draws into the run folder. Raises InputError for a folder that is no
     run folder, an unknown format, or a folder that cannot be written.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        asked = repr(unknown[0]) if unknown else "none"
-        raise InputError(f"unknown format {asked}", key="formats", hint=f"known: {', '.join(FORMATS)}")
+    _known(formats)
     run = _read(run_dir)
     target = Path(run_dir if out_dir is None else out_dir)
     figures: dict[str, Callable[[_Run], Figure]] = {
@@ -88,14 +85,22 @@ def plot_run(
         "timeline": _timeline,
         "ttft_by_prompt": _ttft_by_prompt,
     }
-    return save({name: partial(draw, run) for name, draw in figures.items()}, target, formats)
+    return drawn({name: partial(draw, run) for name, draw in figures.items()}, target, formats)
 
 
-def save(figures: Mapping[str, Callable[[], "Figure"]], target: Path, formats: Sequence[str]) -> list[Path]:
-    """Draw each figure and write it into a folder in every format, the house's way. Returns the paths written.
+def _known(formats: Sequence[str]) -> None:
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        asked = repr(unknown[0]) if unknown else "none"
+        raise InputError(f"unknown format {asked}", key="formats", hint=f"known: {', '.join(FORMATS)}")
 
-    Raises InputError if the folder cannot be written.
+
+def drawn(figures: Mapping[str, Callable[[], "Figure"]], target: Path, formats: Sequence[str]) -> list[Path]:
+    """Draw figures in the house's style and write each in each format. Returns the paths.
+
+    Equal figures give equal bytes. Raises InputError for an unknown format, or a folder that cannot be written.
     """
+    _known(formats)
     import matplotlib
 
     written = []
@@ -184,7 +189,7 @@ def _latency(run: _Run) -> "Figure":
                 axes.axvline(bound, color=COLOURS[1], linewidth=1.4, label=label)
             else:  # named, but the axis belongs to the values
                 axes.plot([], [], color=COLOURS[1], linewidth=1.4, label=f"{label} (outside)")
-        _log_if_wide(axes, "x", values)
+        log_if_wide(axes, "x", values)
         axes.set_ylim(0, 101)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     panels[0].set_ylabel("Requests (%)")
@@ -305,8 +310,8 @@ def _ttft_by_prompt(run: _Run) -> "Figure":
         )
         figure.colorbar(bins, ax=axes, label="Requests per cell", format="%g")
     axes.plot(*_median_by_length(prompt, ttft_s), color=COLOURS[1], linewidth=1.8, label="median")
-    _log_if_wide(axes, "x", prompt)
-    _log_if_wide(axes, "y", ttft_s)
+    log_if_wide(axes, "x", prompt)
+    log_if_wide(axes, "y", ttft_s)
     axes.set_title(f"Finished requests: {len(prompt):,}")
     axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
@@ -324,7 +329,7 @@ def _is_wide(values: NDArray[np.float64]) -> bool:
     return bool(values.min() > 0 and values.max() / values.min() > 20)
 
 
-def _log_if_wide(axes: "Axes", which: Literal["x", "y"], values: NDArray[np.float64]) -> None:
+def log_if_wide(axes: "Axes", which: Literal["x", "y"], values: NDArray[np.float64]) -> None:
     """A logarithmic axis where a linear one would hide most values; plain numbers, every 1, 2, 5 if there is room."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -7,8 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
+from kvsim.core.html import bars
 from kvsim.core.runlog import RunLog
 from kvsim.core.trace import Trace
 from kvsim.metrics.slo import Slo
@@ -72,7 +74,17 @@ class Result:
         body = "".join(f"<tr><th>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows)
         return (
             f"<div><b>{escape(title(self.summary))}</b>{warning}<p>{facts}</p>"
-            f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>{self._plots()}</div>"
+        )
+
+    def _plots(self) -> str:
+        """Small histograms of the finished requests' TTFT and TPOT; nothing where there is nothing to read."""
+        if self.log is None and self.out_dir is None:
+            return ""
+        done = self.requests[self.requests["status"] == "finished"]
+        return "".join(
+            bars(np.log10(done[f"{name}_s"].dropna().clip(lower=1e-9).to_numpy() * 1e3), f"{name.upper()} (log10 ms)")
+            for name in ("ttft", "tpot")
         )
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvsim.core.errors import InputError
 from kvsim.core.trace import Ragged, Trace
 from kvsim.metrics.trace_stats import LRU_BLOCKS, MOST_BLOCKS_TO_REPLAY, leading_hits, lru_hits
-from kvsim.report.plot import COLOURS, FORMATS, save, say
+from kvsim.report.plot import COLOURS, drawn, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,11 +29,7 @@ def plot_trace(
 
     Raises InputError for an unknown format or a folder that cannot be written.
     """
-    unknown = [kind for kind in formats if kind not in FORMATS]
-    if unknown or not formats:
-        asked = repr(unknown[0]) if unknown else "none"
-        raise InputError(f"unknown format {asked}", key="formats", hint=f"known: {', '.join(FORMATS)}")
-    return save({name: lambda: _draw(trace)}, Path(out_dir), formats)
+    return drawn({name: lambda: _draw(trace)}, Path(out_dir), formats)
 
 
 def _draw(trace: Trace) -> "Figure":

@@ -38,13 +38,9 @@ SAME_NAME = {"scheduling_policy": "policy"}
 """Arguments whose key may be called so."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "pipeline_parallel_size": (1,),
-    "decode_context_parallel_size": (1,),
-    "prefill_context_parallel_size": (1,),
     "prefill_schedule_interval": (1,),
     "stream_interval": (1,),
     "scheduling_policy": ("fcfs",),
-    "kv_cache_dtype": ("auto",),
     "dtype": ("auto",),
     "performance_mode": ("balanced",),
     "cpu_offload_gb": (0,),
@@ -82,7 +78,9 @@ def read_engine_args(text: str) -> EngineArguments:
     overrides: list[Override] = []
     not_modelled: list[str] = []
     no_effect: list[str] = []
-    for written, name, value in _arguments(text):
+    arguments = list(_arguments(text))
+    shares_experts = any(name == "enable_expert_parallel" and value for _, name, value in arguments)
+    for written, name, value in arguments:
         if name in NO_EFFECT:
             no_effect.append(written)
             continue
@@ -92,7 +90,7 @@ def read_engine_args(text: str) -> EngineArguments:
                 not_modelled.append(f"{value} is not in the catalogue of models: the scenario's own is used")
                 continue
             value = entry
-        key = _key_of(name)
+        key = ("cluster", name) if name == "data_parallel_size" and shares_experts else _key_of(name)
         if key is not None and _accepted(key, value):
             overrides.append(Override(key, value, f"{OPTION} "))
         elif value is True or (value is not False and value not in NEUTRAL.get(name, ())):  # True == 1
@@ -294,11 +292,14 @@ def _serve_line(resolved: Resolved, pool: ResolvedPool) -> tuple[str, list[str]]
         elif value is not None:
             words.extend((option, shlex.quote(str(value))))
 
-    if pool.tensor_parallel_size > 1:
-        say("tensor_parallel_size", pool.tensor_parallel_size)
+    if pool.layout.tensor_parallel_size > 1:  # others cannot be resolved yet
+        say("tensor_parallel_size", pool.layout.tensor_parallel_size)
     if pool.pool.replicas > 1:
         say("data_parallel_size", pool.pool.replicas)
     say("max_model_len", resolved.cluster.max_model_len)
+    say("quantization", resolved.scenario.cluster.quantization)
+    if pool.keys["kv"]["kv_cache_dtype"] != "auto":
+        say("kv_cache_dtype", pool.keys["kv"]["kv_cache_dtype"])
     renamed = {key: name for name, key in SAME_NAME.items()}
     for section, always in (("scheduler", ("max_num_seqs", "max_num_batched_tokens")), ("kv", ())):
         for field, parameter in _parameters(section).items():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, get_args, get_origin
 
 from pydantic import TypeAdapter
 
@@ -49,14 +49,71 @@ def schema() -> Schema:
     for owner in (definitions["ClusterKeys"], definitions[PoolKeys.__name__]):
         _offer(owner["properties"]["gpu"], GPUS, {"type": "string"})
     _format(definitions["TraceKeys"]["properties"])
-    definitions["generate"] = _generate()
+    definitions["generate"] = _functions(seats.generators(), seats.UNNAMED["generator"])
+    definitions["transform"] = _functions(seats.transforms(), None)
+    definitions["WorkloadKeys"]["properties"]["transforms"]["items"] = {"$ref": "#/$defs/transform"}
+    for kind, table in seats.parts().values():
+        definitions[kind] = _part(kind, table)
     _offer(definitions["WorkloadKeys"]["properties"]["generate"], (), {"$ref": "#/$defs/generate"})
     for unused in (SeatKeys.__name__, KVKeys.__name__):
         definitions.pop(unused, None)
     head: Schema = {"$schema": DRAFT, "title": "kvsim scenario", "description": document.pop("description")}
     del document["title"]
     body: Schema = _without_titles(document)
+    definitions = body["$defs"]
+    _let_vary({"properties": body["properties"]})
+    for name, definition in definitions.items():
+        if name not in ("ExpectKeys", "LockKeys", "OutputKeys"):
+            _let_vary(definition)
+    definitions["several"] = SEVERAL
     return head | body
+
+
+SEVERAL: Schema = {
+    "description": "Several values, for kvsim sweep.",
+    "type": "object",
+    "minProperties": 1,
+    "maxProperties": 1,
+    "additionalProperties": False,
+    "properties": {
+        "choices": {"type": "array", "minItems": 1, "uniqueItems": True},
+        "range": {
+            "type": "object",
+            "required": ["from", "to"],
+            "additionalProperties": False,
+            "properties": {
+                "from": {"type": "number"},
+                "to": {"type": "number"},
+                "step": {"description": "Added to get the next value.", "type": "number", "exclusiveMinimum": 0},
+                "log": {
+                    "description": "Multiplied to get the next value; true: any value, evenly in the logarithm.",
+                    "anyOf": [{"type": "number", "exclusiveMinimum": 1}, {"const": True}],
+                },
+            },
+        },
+    },
+}
+
+
+def _let_vary(node: Any) -> None:
+    """Beside every scalar: several values of it."""
+    if isinstance(node, list):
+        for value in node:
+            _let_vary(value)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key == "properties":
+                for name, scalar in value.items():
+                    if "const" not in scalar and name != "name" and _is_scalar(scalar):
+                        about = {k: scalar.pop(k) for k in ("description", "default") if k in scalar}
+                        value[name] = {**about, "anyOf": [scalar, {"$ref": "#/$defs/several"}]}
+            _let_vary(value)
+
+
+def _is_scalar(value: Schema) -> bool:
+    if "anyOf" in value:
+        return all(_is_scalar(option) or option.get("type") == "null" for option in value["anyOf"])
+    return value.get("type") in ("string", "number", "integer", "boolean") or "enum" in value
 
 
 def _offer(value: Schema, names: tuple[str, ...], otherwise: Schema) -> None:
@@ -90,18 +147,28 @@ def _format(properties: Schema) -> None:
     properties["format"] = {"description": about, "anyOf": [names, PLUGIN, mapping], "default": "auto"}
 
 
-def _generate() -> Schema:
-    table = seats.generators()
+def _functions(table: Mapping[str, Callable[..., Any]], unnamed: str | None) -> Schema:
+    """A function by its name and its arguments; the name ``unnamed`` may be left out."""
     return {
         "type": "object",
         "properties": {"name": {"enum": sorted(table)}},
-        "anyOf": [_named(name, table[name], {}, name_required=True) for name in sorted(table)],
+        "anyOf": [_named(name, table[name], {}, name_required=name != unnamed) for name in sorted(table)],
     }
+
+
+def _part(kind: str, table: Mapping[str, str]) -> Schema:
+    """A part of a generator: a name, a mapping with it, for a distribution also a number."""
+    unnamed = seats.UNNAMED.get(kind)
+    named = [_named(n, plugins.load(kind, n, table), {}, name_required=n != unnamed) for n in sorted(table)]
+    named.append({"properties": {"name": PLUGIN}, "required": ["name"]})
+    names = {"enum": sorted(table)}
+    mapping = {"type": "object", "properties": {"name": {"anyOf": [names, PLUGIN]}}, "anyOf": named}
+    return {"anyOf": [*([{"type": "number"}] if kind == "distribution" else []), names, PLUGIN, mapping]}
 
 
 def _named(name: str, target: Callable[..., Any], beside: Schema, *, name_required: bool) -> Schema:
     """The mapping of one policy: its name, its parameters, and other keys of the section."""
-    parameters = seats.parameters_of(target).values()
+    parameters = seats.without(seats.parameters_of(target), "trace").values()
     required = ["name"] * name_required + [parameter.name for parameter in parameters if parameter.required]
     return {
         "description": first_line(target),
@@ -120,6 +187,14 @@ def _beside(seat: str) -> Schema:
 
 
 def _parameter(parameter: seats.Parameter) -> Schema:
+    part = seats.part_of(parameter.hint)
+    if part is not None:
+        found: Schema = {"$ref": f"#/$defs/{part[0]}"}
+        if get_origin(parameter.hint) is tuple:
+            found = {"type": "array", "items": found}
+        elif type(None) in get_args(parameter.hint):
+            found = {"anyOf": [found, {"type": "null"}]}
+        return found if parameter.required else {**found, "default": seats.plain(parameter.default)}
     found = TypeAdapter(parameter.hint).json_schema()
     if parameter.name.endswith(("_bytes", "_bytes_per_s")):
         found = {"anyOf": [found, {"type": "string"}]}

@@ -66,6 +66,10 @@ class KVKeys(SeatKeys):
     kv_cache_memory_bytes: Bytes | None = Field(
         default=None, ge=1, description="Bytes of KV cache per GPU instead of what the ledger leaves; takes 20GiB."
     )
+    kv_cache_dtype: str = Field(
+        default="auto",
+        description="Format of a KV value: auto (16 bit), fp8, fp8_e4m3, fp8_e5m2, fp8_ds_mla, nvfp4 or nvfp4_ds_mla.",
+    )
 
 
 class TraceKeys(Section):
@@ -93,6 +97,10 @@ class WorkloadKeys(Section):
 
     trace: TraceKeys | None = Field(default=None, description="Replay this file.")
     generate: SeatKeys | None = Field(default=None, description="Make a trace: a generator's name and arguments.")
+    transforms: list[SeatKeys] = Field(
+        default_factory=list,
+        description="Changes to the trace before it is played, in this order: each a name and its arguments.",
+    )
     sessions: Literal["open", "closed"] = Field(
         default="open",
         description="open: every turn at its recorded time. closed: a later turn is sent think time after the "
@@ -129,7 +137,12 @@ class PoolKeys(Section):
     role: Literal["mixed", "prefill", "decode"] = Field(description="What the replicas of this pool do.")
     replicas: int = Field(default=1, ge=1, description="Number of replicas in this pool.")
     gpu: str | None = Field(default=None, description="Catalogue name or path of a GPU file.")
-    tensor_parallel_size: int | None = Field(default=None, ge=1, description="GPUs per replica.")
+    tensor_parallel_size: int | None = Field(default=None, ge=1, description="Ranks that share heads and MLPs.")
+    pipeline_parallel_size: int | None = Field(default=None, ge=1, description="Stages of consecutive layers.")
+    data_parallel_size: int | None = Field(default=None, ge=1, description="Copies of attention that share experts.")
+    enable_expert_parallel: bool | None = Field(default=None, description="Deal out whole experts.")
+    decode_context_parallel_size: int | None = Field(default=None, ge=1, description="Ranks that share KV tokens.")
+    prefill_context_parallel_size: int | None = Field(default=None, ge=1, description="Ranks that share a prompt.")
     router: SeatKeys | None = Field(default=None, description="Which replica of this pool gets a request.")
     scheduler: SeatKeys | None = Field(default=None, description="What runs in the next step.")
     kv: KVKeys | None = Field(default=None, description="Where KV lives, and how much memory it gets.")
@@ -141,7 +154,30 @@ class ClusterKeys(Section):
 
     gpu: str = Field(default="h100-sxm", description="Catalogue name (kvsim list gpus) or path of a GPU file.")
     replicas: int = Field(default=1, ge=1, description="Number of replicas.")
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs per replica.")
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="Ranks that share attention heads and MLP columns; alone: GPUs per replica."
+    )
+    pipeline_parallel_size: int = Field(
+        default=1, ge=1, description="Stages of consecutive layers. Checked; above 1 not timed yet."
+    )
+    data_parallel_size: int = Field(
+        default=1,
+        ge=1,
+        description="Copies of attention, each with requests of its own, that share the experts of a mixture. "
+        "Checked; above 1 not timed yet. (Copies of a whole model are replicas.)",
+    )
+    enable_expert_parallel: bool = Field(
+        default=False, description="Deal out whole experts to the ranks instead of slices. Checked; not timed yet."
+    )
+    decode_context_parallel_size: int = Field(
+        default=1, ge=1, description="Ranks that share the tokens of KV they would each hold. Checked; not timed yet."
+    )
+    prefill_context_parallel_size: int = Field(
+        default=1, ge=1, description="Further ranks that share the tokens of a prompt. Checked; not timed yet."
+    )
+    quantization: str | None = Field(
+        default=None, description="Quantise a 16 bit model when it is loaded: fp8. Null: as the checkpoint is."
+    )
     max_model_len: int | None = Field(
         default=None, ge=2, description="Limit of prompt + output in tokens. Null: the model's own."
     )
@@ -207,6 +243,25 @@ class OutputKeys(Section):
     dir: str | None = Field(default=None, description="Result folder. Null: runs/ and the scenario's name, here.")
 
 
+class ExpectKeys(Section):
+    """What must hold: a figure of summary.json and a comparison ("< 800"), or the value that it must have."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": {"type": ["string", "number"]}})
+
+    vs_baseline: dict[str, str] | None = Field(
+        default=None, description='Figure -> how far it may move: "+3%" (at most 3 % up), "-3%", "3%" (either way).'
+    )
+    baseline: str | None = Field(default=None, description="The baseline file. Null: NAME.baseline.json, beside this.")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="Of a verdict where seeds differ.")
+    seeds: int = Field(default=3, ge=2, description="Seeds to begin with.")
+    max_seeds: int = Field(default=12, ge=2, description="Most seeds to run before there is no verdict.")
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """Figure -> comparison, as written."""
+        return dict(self.model_extra or {})
+
+
 class LockKeys(Section):
     """Written by a run, in ``scenario.lock.yaml`` only: what the files that it read were."""
 
@@ -231,6 +286,7 @@ class ScenarioKeys(Section):
     cost: SeatKeys = Field(default_factory=SeatKeys, description="How long a step takes.")
     slo: SLOKeys = Field(default_factory=SLOKeys, description="Bounds that make a request good.")
     measure: MeasureKeys = Field(default_factory=MeasureKeys, description="What part of the run counts.")
+    expect: ExpectKeys | None = Field(default=None, description="What must hold; kvsim check and pytest look at it.")
     seed: int = Field(default=0, ge=0, description="Everything random follows from it.")
     output: OutputKeys = Field(default_factory=OutputKeys, description="Where the result folder goes.")
     lock: LockKeys | None = Field(default=None, description="In scenario.lock.yaml: version and checksums of the run.")

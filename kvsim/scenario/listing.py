@@ -12,14 +12,18 @@ SEAT_OF = {"schedulers": "scheduler", "routers": "router", "kv": "kv", "costs": 
 
 
 def entries(kind: str) -> Iterator[tuple[str, str]]:
-    """(name, description) of everything of a kind: models, gpus, readers, generators, or the policies of a seat."""
+    """(name, description) of everything of a kind: models, gpus, readers, generators (their parts, and
+    transforms), or the policies of a seat."""
     if kind == "models":
         from kvsim.models import MODELS, load_model
 
         for name in MODELS:
             model = load_model(name)
-            heads = f"{model.layers} layers, {model.heads} heads, {model.kv_heads} KV heads"
-            yield name, f"{model.parameters() / 1e9:.1f} B parameters, {heads}, {model.max_model_len} tokens"
+            size = f"{model.parameters() / 1e9:.1f} B parameters"
+            if model.active_parameters() < 0.8 * model.parameters():
+                size += f" ({model.active_parameters() / 1e9:.1f} B active)"
+            kv = f"{model.kv_bytes_per_token() / 1024:.1f} KiB of KV a token"
+            yield name, f"{size}, {model.layers} layers, {kv}, {model.max_model_len} tokens"
     elif kind == "gpus":
         from kvsim.hardware import GPUS, load_gpu
 
@@ -33,6 +37,11 @@ def entries(kind: str) -> Iterator[tuple[str, str]]:
     elif kind == "generators":
         for name, generator in sorted(seats.generators().items()):
             yield name, first_line(generator)
+        for kind_of_part, table in seats.parts().values():
+            for name in sorted(table):
+                yield f"{kind_of_part}: {name}", first_line(plugins.load(kind_of_part, name, table))
+        for name, transform in sorted(seats.transforms().items()):
+            yield f"transform: {name}", first_line(transform)
     elif kind == "readers":
         from kvsim.workload.readers import READERS
 

@@ -20,8 +20,12 @@ HEADER = "# Every setting of a run, with nothing left to defaults. Again: kvsim 
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hex. Raises InputError if it cannot be read."""
+    """SHA-256 of a file, as hex; of a folder, of the names and checksums of its files. Raises InputError."""
     try:
+        if path.is_dir():
+            files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+            listing = "".join(f"{sha256_of(path / name)}  {name}\n" for name in files)
+            return hashlib.sha256(listing.encode()).hexdigest()
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

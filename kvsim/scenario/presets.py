@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from kvsim.core.hardware import Gpu
+from kvsim.kv.memory import ENGINES, EngineMemory
 
 GIB = 2**30
 
@@ -18,6 +19,7 @@ class Preset:
     ``seats`` names the policy of each seat; ``block_size`` (tokens) and ``gpu_memory_utilization`` (share of the
     GPU's total memory) size the KV pool; ``batch_by_memory`` holds (least GPU memory in bytes, max_num_seqs,
     max_num_batched_tokens), largest first, and ``small_batch_gpus`` get its last row whatever their memory.
+    ``memory`` is what the engine takes beside weights and KV.
     ``notes`` say where the engine's defaults are not modelled yet. ``ignored`` maps an argument of that engine
     which changes nothing here to the reason: it is refused, never dropped in silence.
     """
@@ -27,6 +29,7 @@ class Preset:
     gpu_memory_utilization: float
     batch_by_memory: tuple[tuple[int, int, int], ...]
     small_batch_gpus: tuple[str, ...]
+    memory: EngineMemory
     notes: tuple[str, ...]
     ignored: Mapping[str, str]
 
@@ -70,13 +73,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             gpu_memory_utilization=0.92,
             batch_by_memory=((160 * GIB, 1024, 16384), (70 * GIB, 1024, 8192), (0, 256, 2048)),
             small_batch_gpus=("a100", "gb10"),
+            memory=ENGINES["vllm@0.33"],
             notes=("async scheduling: off (not modelled yet; vLLM turns it on where the executor supports it)",),
             ignored={
-                "pipeline_parallel_size": _NOT_YET,
-                "data_parallel_size": "is written cluster.replicas here",
-                "enable_expert_parallel": _NOT_YET,
-                "decode_context_parallel_size": _NOT_YET,
-                "prefill_context_parallel_size": _NOT_YET,
                 "max_num_active_seqs": _NOT_YET,
                 "max_num_queued_reqs": _NOT_YET,
                 "max_num_queued_tokens": _NOT_YET,
@@ -85,12 +84,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "async_scheduling": _NOT_YET,
                 "stream_interval": _NOT_YET,
                 "performance_mode": _NOT_YET,
-                "kv_cache_dtype": _NOT_YET,
                 "kv_offloading_size": _NOT_YET,
                 "kv_offloading_backend": _NOT_YET,
                 "kv_transfer_config": "is written cluster.pools and cluster.link here",
                 "speculative_config": _NOT_YET,
-                "quantization": _NOT_YET,
                 "dtype": "is read from the model",
                 "enforce_eager": _NOT_YET,
                 "swap_space": "no longer exists: preemption is by recomputation",

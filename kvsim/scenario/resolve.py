@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from kvsim.core import plugins
 from kvsim.core.cluster import Cluster, Pool, RunOptions
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
+from kvsim.core.layout import Layout
 from kvsim.core.model import ModelSpec
+from kvsim.core.seats import StepCost
 from kvsim.core.trace import Trace
 from kvsim.hardware import GPUS, load_gpu
 from kvsim.kv.memory import KVLedger, kv_ledger
@@ -32,6 +34,9 @@ from kvsim.workload.readers import READERS
 from kvsim.workload.reading import recognised
 from kvsim.workload.transforms import limit, rate_scale
 
+LAYOUT = tuple(field.name for field in dataclasses.fields(Layout))
+"""Keys of a pool or the cluster that say how its GPUs share a model; tensor_parallel_size first."""
+
 TRACE: Key = ("workload", "trace", "path")
 
 
@@ -44,7 +49,7 @@ class ResolvedPool:
 
     pool: Pool
     gpu: Gpu
-    tensor_parallel_size: int
+    layout: Layout
     ledger: KVLedger
     keys: Mapping[str, Any]
     files: Mapping[Key, Path]
@@ -54,8 +59,8 @@ class ResolvedPool:
 class Resolved:
     """A scenario with nothing left to decide.
 
-    ``notes`` say where the run differs from what the preset's engine does. ``lock`` is the text of
-    scenario.lock.yaml: running it gives the same result. ``scenario_hash`` covers all that the lock says, with the
+    ``notes`` say where the run differs from what the preset's engine does. ``keys`` are the scenario with every
+    default written out, ``checksums`` the SHA-256 of the file behind a key. ``scenario_hash`` covers both, with the
     checksum of each file in place of its path, so that it is the same wherever the files lie.
     """
 
@@ -66,27 +71,38 @@ class Resolved:
     cluster: Cluster
     options: RunOptions
     notes: tuple[str, ...]
-    lock: str
+    keys: Mapping[str, Any]
+    checksums: Mapping[Key, str]
     scenario_hash: str
+
+    @property
+    def lock(self) -> str:
+        """The text of scenario.lock.yaml: running it gives the same result."""
+        return lock_text(self.scenario.label, self.keys, self.checksums)
 
     @property
     def gpus(self) -> int:
         """GPUs provisioned in all pools."""
-        return sum(p.pool.replicas * p.tensor_parallel_size for p in self.pools)
+        return sum(p.pool.replicas * p.layout.gpus for p in self.pools)
 
 
-def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
+Read = Callable[..., Trace]
+"""``read_trace``, or what remembers what it read, called in the same way."""
+
+
+def resolve(scenario: Scenario, *, allow_plugins: bool = True, read: Read = read_trace) -> Resolved:
     """Read the files that a scenario names, and build what it describes.
 
-    With ``allow_plugins`` off, policies of others (``package.module:Class``) are refused. Raises InputError for
-    anything that is missing, unknown or does not fit together, and for a lock whose files have changed.
+    With ``allow_plugins`` off, policies of others (``package.module:Class``) are refused. ``read`` reads the trace (a
+    sweep shares one between its runs). Raises InputError for anything that is missing, unknown or does not fit
+    together, and for a lock whose files have changed.
     """
     preset = _preset(scenario)
     model, model_name, model_file = _model(scenario)
     max_model_len = _max_model_len(scenario, model)
     pools = tuple(_pools(scenario, preset, model, max_model_len, allow_plugins))
     keys, files = _written_out(scenario, model_name, model_file, max_model_len, pools)
-    trace = _trace(scenario, keys, files, allow_plugins)
+    trace = _trace(scenario, keys, files, allow_plugins, read)
     checksums = {key: (key == TRACE and trace.sha256) or sha256_of(path) for key, path in files.items()}
     check_lock(scenario, files, checksums)
     workload, link = scenario.workload, scenario.cluster.link
@@ -113,10 +129,11 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True) -> Resolved:
         notes=(
             *_cache_notes(pools, trace),
             *preset.notes,
-            *_notes(scenario, pools, max_model_len),
+            *_notes(scenario, model, pools, max_model_len),
             *_trace_notes(scenario, trace),
         ),
-        lock=lock_text(scenario.label, keys, checksums),
+        keys=keys,
+        checksums=checksums,
         scenario_hash=scenario_hash(keys, checksums),
     )
 
@@ -191,21 +208,22 @@ class _PoolResolver:
 
     def resolve(self) -> ResolvedPool:
         gpu, gpu_name, gpu_file = self._gpu()
-        ranks = self._tensor_parallel_size()
+        layout = self._layout()
+        model = self._stored()
         router, _ = self._seat("router")
         scheduler = self._scheduler(gpu)
-        kv, ledger = self._kv(gpu, ranks, scheduler)
+        kv, ledger = self._kv(model, gpu, layout, scheduler)
+        self._refuse_untimed(layout)
         cost, cost_key = self._seat("cost")
-        with self.scenario.source.locate(cost_key):
-            step_cost = cost.start(self.model, gpu, ranks)
+        step_cost = self._start(cost, cost_key, model, gpu, layout)
         policies = {"router": router, "scheduler": scheduler, "kv": kv, "cost": cost}
         written: dict[str, Any] = {"role": self.keys.role, "replicas": self.keys.replicas}
-        written |= {"gpu": gpu_name, "tensor_parallel_size": ranks}
+        written |= {"gpu": gpu_name, **dataclasses.asdict(layout)}
         files: dict[Key, Path] = {("gpu",): gpu_file}
         for seat, policy in policies.items():
             written[seat] = {"name": self._name(seat), **seats.values_of(policy)}
             files |= {(seat, field): path for field, path in seats.files_of(policy)}
-        written["kv"] |= self._memory()
+        written["kv"] |= self._memory() | {"kv_cache_dtype": self._own("kv")[0].kv_cache_dtype}
         return ResolvedPool(
             pool=Pool(
                 role=self.keys.role,
@@ -215,14 +233,25 @@ class _PoolResolver:
                 kv_blocks=ledger.blocks,
                 cost=step_cost,
                 router=router,
-                kv_bytes_per_token=self.model.kv_bytes_per_token(ranks) * ranks,
+                kv_bytes_per_token=model.kv_bytes_per_token(layout) * layout.tensor_parallel_size,
             ),
             gpu=gpu,
-            tensor_parallel_size=ranks,
+            layout=layout,
             ledger=ledger,
             keys=written,
             files=files,
         )
+
+    def _start(self, cost: Any, key: Key, model: ModelSpec, gpu: Gpu, layout: Layout) -> StepCost:
+        """The cost model's prices; what it has against the model is reported at the model."""
+        try:
+            step_cost: StepCost = cost.start(model, gpu, layout.tensor_parallel_size)
+            return step_cost
+        except InputError as error:
+            if error.key == "model" and error.file is None:
+                raise self.scenario.source.error(error.problem, ("model",), error.hint) from None
+            with self.scenario.source.locate(key):
+                raise
 
     def _own(self, name: str) -> tuple[Any, Key]:
         """A value of the pool where it has one, else of the scenario; and where it is written."""
@@ -243,15 +272,37 @@ class _PoolResolver:
         path = (folder / Path(name).expanduser()).resolve()
         return gpu, str(path), path
 
-    def _tensor_parallel_size(self) -> int:
-        ranks, key = self._own("tensor_parallel_size")
-        if self.model.heads % ranks:
-            raise self.scenario.source.error(
-                f"{self.model.name} has {self.model.heads} attention heads: they cannot be shared by {ranks} GPUs",
-                key,
-                "it must divide the number of heads",
-            )
-        return int(ranks)
+    def _layout(self) -> Layout:
+        """The parallel layout, which the model can be shared by."""
+        layout = Layout(**{name: self._own(name)[0] for name in LAYOUT})
+        try:
+            self.model.check(layout)
+        except InputError as error:
+            raise self.scenario.source.error(error.problem, self._own(str(error.key))[1], error.hint) from None
+        return layout
+
+    def _refuse_untimed(self, layout: Layout) -> None:
+        """Layouts whose bytes are counted, and whose time no cost model knows yet."""
+        for name in LAYOUT[1:]:
+            value, key = self._own(name)
+            if value not in (1, False):
+                raise self.scenario.source.error(
+                    f"{value!r} is not modelled yet: its memory is counted, but no cost model can time it",
+                    key,
+                    "tensor_parallel_size alone can be timed",
+                )
+
+    def _stored(self) -> ModelSpec:
+        """The model with weights and KV in the format that is asked for."""
+        model, source = self.model, self.scenario.source
+        method = self.scenario.cluster.quantization
+        keys, kv_key = self._own("kv")
+        try:
+            model = model if method is None else model.with_quantization(method)
+            return model.with_kv_cache_dtype(keys.kv_cache_dtype)
+        except InputError as error:
+            key = ("cluster", "quantization") if error.key == "quantization" else (*kv_key, "kv_cache_dtype")
+            raise source.error(error.problem, key, error.hint) from None
 
     def _name(self, seat: str) -> str:
         keys, _ = self._own(seat)
@@ -311,7 +362,7 @@ class _PoolResolver:
             "kv_cache_memory_bytes": keys.kv_cache_memory_bytes,
         }
 
-    def _kv(self, gpu: Gpu, ranks: int, scheduler: Any) -> tuple[Any, KVLedger]:
+    def _kv(self, model: ModelSpec, gpu: Gpu, layout: Layout, scheduler: Any) -> tuple[Any, KVLedger]:
         kv, key = self._seat("kv", block_size=self.preset.block_size)
         if self.keys.role != "mixed" and getattr(kv, "enable_prefix_caching", False):
             raise self.scenario.source.error(
@@ -322,12 +373,13 @@ class _PoolResolver:
         memory = self._memory()
         try:
             ledger = kv_ledger(
-                self.model,
+                model,
                 gpu,
-                tensor_parallel_size=ranks,
+                layout,
                 max_num_batched_tokens=scheduler.max_num_batched_tokens,
                 max_num_seqs=scheduler.max_num_seqs,
                 block_size=kv.block_size,
+                engine=self.preset.memory,
                 **memory,
             )
         except InputError as error:  # it does not fit: because of what kv asks for, or of the model itself
@@ -339,8 +391,8 @@ class _PoolResolver:
 def _written_out(
     scenario: Scenario, model: str, model_file: Path, max_model_len: int, pools: tuple[ResolvedPool, ...]
 ) -> tuple[dict[str, Any], dict[Key, Path]]:
-    """The scenario with every default in place, without output and lock; and the file behind each key."""
-    keys = scenario.model_dump(exclude={"output", "lock"})
+    """The scenario with every default in place, without expect, output and lock; and the file behind each key."""
+    keys = scenario.model_dump(exclude={"expect", "output", "lock"})
     keys["model"] = model
     files: dict[Key, Path] = {("model",): model_file}
     cluster = keys["cluster"] | {"max_model_len": max_model_len}
@@ -352,7 +404,7 @@ def _written_out(
         keys |= {"cluster": cluster | own} | {name: pool.keys[name] for name in seats.TABLES}
         files |= {(key if key[0] in seats.TABLES else ("cluster", *key)): path for key, path in pool.files.items()}
     else:
-        for name in ("gpu", "replicas", "tensor_parallel_size"):
+        for name in ("gpu", "replicas", *LAYOUT):
             del cluster[name]
         keys["cluster"] = cluster | {"pools": [dict(pool.keys) for pool in pools]}
         for idx, pool in enumerate(pools):
@@ -360,13 +412,14 @@ def _written_out(
     return keys, files
 
 
-def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool) -> Trace:
+def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool, read: Read) -> Trace:
     """The requests; writes what was found about them into ``keys`` and ``files``."""
     workload, source = scenario.workload, scenario.source
     if workload.trace is not None:
-        trace = _read(scenario, workload.trace, keys["workload"]["trace"], files, allow_plugins)
+        trace = _read(scenario, workload.trace, keys["workload"]["trace"], files, allow_plugins, read)
     else:
-        trace = _generate(scenario, keys["workload"])
+        trace = _generate(scenario, keys["workload"], files, allow_plugins)
+    trace = _transformed(scenario, trace, keys["workload"], files, allow_plugins)
     if workload.sessions == "closed" and trace.session is None:
         raise source.error(
             "closed sessions need a trace that has sessions",
@@ -377,7 +430,7 @@ def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], all
 
 
 def _read(
-    scenario: Scenario, wanted: TraceKeys, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool
+    scenario: Scenario, wanted: TraceKeys, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool, read: Read
 ) -> Trace:
     from kvsim.workload.readers.files import located  # pyarrow is imported when a trace is read, not before
 
@@ -397,7 +450,7 @@ def _read(
             values = seats.arguments(seats.parameters_of(reader), wanted.format.parameters, source, at)
             parameters = seats.values_of(seats.call(reader, values, name, source, at))
         with source.locate(("workload", "trace")):
-            trace = read_trace(local, name, allow_plugins, parameters=values, on_bad_row=wanted.on_bad_row)
+            trace = read(local, name, allow_plugins, parameters=values, on_bad_row=wanted.on_bad_row)
     trace = dataclasses.replace(trace, path=str(path))
     files[TRACE] = Path(path)  # an address is only named in messages: its checksum is the trace's
     keys |= {"path": str(path), "format": {"name": name, **parameters} if parameters else name}
@@ -409,23 +462,30 @@ def _read(
     return trace
 
 
-def _generate(scenario: Scenario, keys: dict[str, Any]) -> Trace:
+def _generate(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool) -> Trace:
     """A trace from the scenario's seed and the arguments of a generator."""
+    from kvsim.workload.generate.arrivals import ClosedLoop
+
     section, key = scenario.workload.generate, ("workload", "generate")
     assert section is not None  # the keys were checked: a workload is read or generated
     table = seats.generators()
-    name = section.name
+    name = section.name or seats.UNNAMED["generator"]
     if name not in table:
-        near = nearest(name or "", table)
+        near = nearest(name, table)
         meant = f"did you mean {near!r}? " if near else ""
-        problem = f"unknown generator {name!r}" if name else "name is missing"
-        raise scenario.source.error(problem, (*key, "name"), f"{meant}known: {', '.join(sorted(table))}")
+        hint = f"{meant}known: {', '.join(sorted(table))}"
+        raise scenario.source.error(f"unknown generator {name!r}", (*key, "name"), hint)
     parameters = seats.parameters_of(table[name])
-    given = seats.arguments(parameters, section.parameters, scenario.source, key)
+    given = seats.arguments(parameters, section.parameters, scenario.source, key, allow_plugins=allow_plugins)
     defaults = {p.name: p.default for p in parameters.values() if not p.required}
     values = {**defaults, "seed": scenario.seed, **given}
+    if isinstance(values.get("arrivals"), ClosedLoop) and scenario.workload.sessions != "closed":
+        problem, hint = "a closed loop has no arrival times of its own", "write workload.sessions: closed"
+        raise scenario.source.error(problem, (*key, "arrivals"), hint)
     trace: Trace = seats.call(table[name], values, name, scenario.source, key)
     keys["generate"] = {"name": name, **{p: seats.plain(values[p], parameters[p].hint) for p in parameters}}
+    for p in parameters:
+        files |= dict(seats.files_in(values[p], (*key, p)))
     return trace
 
 
@@ -437,12 +497,42 @@ def _cache_notes(pools: tuple[ResolvedPool, ...], trace: Trace) -> Iterator[str]
         yield "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
 
 
-def _notes(scenario: Scenario, pools: tuple[ResolvedPool, ...], max_model_len: int) -> Iterator[str]:
+def _transformed(
+    scenario: Scenario, trace: Trace, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool
+) -> Trace:
+    """The trace after ``workload.transforms``, in their order. Each with a seed has one of its own by default."""
+    table, source = seats.transforms(), scenario.source
+    for idx, section in enumerate(scenario.workload.transforms):
+        key: Key = ("workload", "transforms", idx)
+        name = section.name
+        if name is None or name not in table:
+            near = nearest(name or "", table)
+            meant = f"did you mean {near!r}? " if near else ""
+            problem = f"unknown transform {name!r}" if name else "name is missing"
+            raise source.error(problem, (*key, "name"), f"{meant}known: {', '.join(sorted(table))}")
+        parameters = seats.without(seats.parameters_of(table[name]), "trace")
+        given = seats.arguments(parameters, section.parameters, source, key, allow_plugins=allow_plugins)
+        values = {p.name: p.default for p in parameters.values() if not p.required}
+        if "seed" in parameters:
+            values["seed"] = scenario.seed + idx
+        values |= given
+        trace = seats.call(table[name], {"trace": trace, **values}, name, source, key)
+        keys["transforms"][idx] = {"name": name, **{p: seats.plain(values[p], parameters[p].hint) for p in values}}
+        for p, value in values.items():
+            files |= dict(seats.files_in(value, (*key, p)))
+    return trace
+
+
+def _notes(scenario: Scenario, model: ModelSpec, pools: tuple[ResolvedPool, ...], max_model_len: int) -> Iterator[str]:
+    if model.kinds & {"sliding"}:
+        yield f"sliding windows of {model.name}: KV behind them is kept (vLLM frees it, and holds more requests)"
     for resolved in pools:
         name = "" if resolved.pool.role == "mixed" else f"{resolved.pool.role} pool: "
         generic = getattr(resolved.pool.cost, "generic_operators", ())
         if generic:
             yield f"{name}no measurements of {resolved.gpu.name} for {', '.join(generic)}: generic efficiencies"
+        for note in getattr(resolved.pool.cost, "notes", ()):
+            yield f"{name}{note}"
         tokens = resolved.pool.kv_blocks * resolved.pool.kv.block_size
         if tokens < max_model_len:
             yield (

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import PrivateAttr, ValidationError
 
+from kvsim.core import html
 from kvsim.scenario.keys import ScenarioKeys
 from kvsim.scenario.messages import explain
-from kvsim.scenario.source import Override, Source, apply, expand, overrides_of, read_yaml
+from kvsim.scenario.source import Override, Source, apply, expand, overrides_of, read_yaml, varied
 
 
 class Scenario(ScenarioKeys):
@@ -41,16 +42,32 @@ class Scenario(ScenarioKeys):
         """
         file = Path(path)
         data, lines = read_yaml(file)
-        return cls._with(data, Source(file, lines), overrides)
+        return cls.of(data, Source(file, lines), overrides)
 
     def replace(self, **keys: Any) -> Scenario:
         """A copy with other values: ``scenario.replace(seed=1, cluster={"replicas": 2})``."""
-        return self._with(self.model_dump(exclude_unset=True), self._source, keys)
+        return self.of(self.model_dump(exclude_unset=True), self._source, keys)
 
     @classmethod
-    def _with(cls, data: dict[str, Any], source: Source, overrides: Mapping[str, Any] | Sequence[Override]) -> Scenario:
+    def of(cls, data: dict[str, Any], source: Source, overrides: Mapping[str, Any] | Sequence[Override]) -> Scenario:
+        """The scenario in plain data that was written at ``source``, with overrides on top of it."""
         new = overrides_of(overrides) if isinstance(overrides, Mapping) else overrides
-        return cls(Source(source.file, source.lines, (*source.overrides, *new)), **apply(data, new))
+        written = Source(source.file, source.lines, (*source.overrides, *new))
+        keys = apply(data, new)
+        for key, _ in varied(keys):
+            raise written.error("has several values, and a run takes one", key, "kvsim sweep runs them all")
+        return cls(written, **keys)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the keys that were given, by section."""
+
+        def text(value: Any) -> str:
+            if isinstance(value, dict):
+                return "{" + ", ".join(f"{name}: {text(inner)}" for name, inner in value.items()) + "}"
+            return f"[{', '.join(map(text, value))}]" if isinstance(value, list) else str(value)
+
+        given = self.model_dump(exclude_unset=True)
+        return html.card(f"Scenario {self.label}", {section: text(value) for section, value in given.items()})
 
     @property
     def source(self) -> Source:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
@@ -17,7 +17,7 @@ from kvsim.core import plugins
 from kvsim.core.errors import InputError
 from kvsim.core.trace import Trace
 from kvsim.scenario.messages import unknown_key, wrong_value
-from kvsim.scenario.source import Key, Source
+from kvsim.scenario.source import Key, Source, shown
 from kvsim.scenario.units import parse_bytes
 
 TABLES = {
@@ -47,11 +47,35 @@ def table(seat: str) -> Mapping[str, str]:
     return found
 
 
-def generators() -> dict[str, Callable[..., Trace]]:
+def generators() -> Mapping[str, Callable[..., Trace]]:
     """Names under ``workload.generate`` -> functions that make a trace; their arguments are the keys beside it."""
-    from kvsim.workload.generate import chat_sessions, lognormal_poisson
+    from kvsim.workload.generate import GENERATORS
 
-    return {"chat_sessions": chat_sessions, "lognormal_poisson": lognormal_poisson}
+    return GENERATORS
+
+
+def transforms() -> Mapping[str, Callable[..., Trace]]:
+    """Names under ``workload.transforms`` -> functions from a trace, and the keys beside it, to a trace."""
+    from kvsim.workload.transforms import TRANSFORMS
+
+    return TRANSFORMS
+
+
+UNNAMED = {"lengths": "independent", "generator": "composed"}
+"""What is meant by a mapping without ``name``."""
+
+
+def parts() -> Mapping[Any, tuple[str, Mapping[str, str]]]:
+    """Types of parameters that are parts of a generator -> what such a part is called, and its built-ins."""
+    from kvsim.workload.generate import PARTS
+
+    return PARTS
+
+
+def part_of(hint: Any) -> tuple[str, Mapping[str, str]] | None:
+    """What kind of part a parameter of this type takes (also ``part | None``); None if it takes none."""
+    known = parts()
+    return next((known[option] for option in (hint, *get_args(hint)) if option in known), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +103,11 @@ def parameters_of(target: Callable[..., Any]) -> dict[str, Parameter]:
     return {p.name: Parameter(p.name, hints.get(p.name, Any), p.default is p.empty, p.default) for p in found}
 
 
+def without(parameters: Mapping[str, Parameter], *names: str) -> dict[str, Parameter]:
+    """The parameters that a scenario gives: those that the program does not."""
+    return {name: parameter for name, parameter in parameters.items() if name not in names}
+
+
 def build(
     seat: str,
     name: str,
@@ -99,7 +128,8 @@ def build(
         policy = plugins.load(seat, name, table(seat), allow_plugins=allow_plugins)
         parameters = parameters_of(policy)
     values = {field: value for field, value in (defaults or {}).items() if field in parameters}
-    built = call(policy, {**values, **arguments(parameters, given, source, key, known)}, name, source, key)
+    checked = arguments(parameters, given, source, key, known, allow_plugins=allow_plugins)
+    built = call(policy, {**values, **checked}, name, source, key)
     lacking = [verb for verb in VERBS[seat] if not hasattr(built, verb)]
     if lacking:
         raise source.error(f"{name} cannot be a {seat}: it has no {', '.join(lacking)}", (*key, "name"))
@@ -107,15 +137,51 @@ def build(
 
 
 def arguments(
-    parameters: Mapping[str, Parameter], given: Mapping[str, Any], source: Source, key: Key, known: Sequence[str] = ()
+    parameters: Mapping[str, Parameter],
+    given: Mapping[str, Any],
+    source: Source,
+    key: Key,
+    known: Sequence[str] = (),
+    *,
+    allow_plugins: bool = True,
 ) -> dict[str, Any]:
     """The given values, checked against their types. Raises InputError for an unknown name or a wrong type."""
     values = {}
     for name, value in given.items():
         if name not in parameters:
             raise unknown_key((*key, name), ["name", *known, *parameters], source)
-        values[name] = _checked(parameters[name], value, source, (*key, name))
+        part = part_of(parameters[name].hint)
+        if part is None:
+            values[name] = _checked(parameters[name], value, source, (*key, name))
+        elif value is None and type(None) in get_args(parameters[name].hint):
+            values[name] = None
+        elif get_origin(parameters[name].hint) is tuple:
+            if not isinstance(value, list):
+                raise source.error(f"expected a list, found {shown(value)}", (*key, name))
+            items = enumerate(value)
+            values[name] = tuple(_part(*part, item, source, (*key, name, i), allow_plugins) for i, item in items)
+        else:
+            values[name] = _part(*part, value, source, (*key, name), allow_plugins)
     return values
+
+
+def _part(kind: str, table: Mapping[str, str], value: Any, source: Source, key: Key, allow_plugins: bool) -> Any:
+    """A part of a generator from its name, from a mapping with its name and parameters, or from a number."""
+    if kind == "distribution" and isinstance(value, int | float) and not isinstance(value, bool):
+        value = {"name": "constant", "value": value}
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        number = ", a number" if kind == "distribution" else ""
+        raise source.error(f"expected a name{number} or keys and values, found {shown(value)}", key)
+    name = value.get("name", UNNAMED.get(kind))
+    if not isinstance(name, str):
+        raise source.error("name is missing", (*key, "name"), f"known: {', '.join(sorted(table))}")
+    with source.locate((*key, "name")):
+        part = plugins.load(kind, name, table, allow_plugins=allow_plugins)
+        parameters = parameters_of(part)
+    given = {field: inner for field, inner in value.items() if field != "name"}
+    return call(part, arguments(parameters, given, source, key, allow_plugins=allow_plugins), name, source, key)
 
 
 def call(target: Callable[..., Any], values: Mapping[str, Any], name: str, source: Source, key: Key) -> Any:
@@ -145,6 +211,18 @@ def files_of(policy: Any) -> Iterator[tuple[str, Path]]:
             yield name, value
 
 
+def files_in(value: Any, key: Key) -> Iterator[tuple[Key, Path]]:
+    """The paths in an argument of a generator, and in its parts, with the key of each."""
+    if isinstance(value, Path):
+        yield key, value
+    elif isinstance(value, tuple):
+        for idx, item in enumerate(value):
+            yield from files_in(item, (*key, idx))
+    elif dataclasses.is_dataclass(value):
+        for name in parameters_of(type(value)):
+            yield from files_in(getattr(value, name), (*key, name))
+
+
 def _checked(parameter: Parameter, value: Any, source: Source, key: Key) -> Any:
     name = parameter.name
     if isinstance(value, str) and name.endswith(("_bytes", "_bytes_per_s")):
@@ -170,7 +248,7 @@ def _checked(parameter: Parameter, value: Any, source: Source, key: Key) -> Any:
 
 def plain(value: Any, hint: Any = None) -> Any:
     """A value as a file can hold it: absolute paths as text, tuples as lists, a whole number as a float's default."""
-    if hint is float and isinstance(value, int):
+    if isinstance(value, int) and (hint is float or set(get_args(hint)) == {float, type(None)}):
         return float(value)
     if isinstance(value, Path):
         return str(value.resolve())
@@ -178,4 +256,8 @@ def plain(value: Any, hint: Any = None) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value):  # a part of a generator
+        target = f"{type(value).__module__}:{type(value).__qualname__}"
+        names = (name for _, table in parts().values() for name, known in table.items() if known == target)
+        return {"name": next(names, target), **values_of(value)}
     return value

@@ -29,7 +29,7 @@ SHORT_FORMS = {
 }
 """Sections that may be written as a bare string, and the key that the string stands for."""
 
-SECTIONS = ("workload", "cluster", "router", "engine", "scheduler", "kv", "cost", "slo", "measure", "output")
+SECTIONS = ("workload", "cluster", "router", "engine", "scheduler", "kv", "cost", "slo", "measure", "expect", "output")
 """Top-level keys that hold keys: one with nothing behind it counts as left out."""
 
 
@@ -195,7 +195,7 @@ def overrides_of(keys: Mapping[str, Any]) -> list[Override]:
     found: list[Override] = []
 
     def walk(key: Key, value: Any) -> None:
-        if isinstance(value, Mapping) and "name" not in value:
+        if isinstance(value, Mapping) and "name" not in value and not _several(value):
             for part, inner in value.items():
                 walk((*key, *_key(str(part).split("."))), inner)
         else:
@@ -221,6 +221,8 @@ def expand(data: Mapping[str, Any], *, top: bool = True) -> dict[str, Any]:
             out[key] = expand(value, top=False)
         elif isinstance(value, list) and key == "pools":
             out[key] = [expand(pool, top=False) if isinstance(pool, dict) else pool for pool in value]
+        elif isinstance(value, list) and key == "transforms":
+            out[key] = [{"name": item} if isinstance(item, str) else item for item in value]
         else:
             out[key] = value
     return out
@@ -253,6 +255,23 @@ def apply(data: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]
                 raise _no_keys(override, depth, node)
         data = expand(data)
     return data
+
+
+def varied(node: Any, at: Key = ()) -> Iterator[tuple[Key, Mapping[str, Any]]]:
+    """The keys that have several values, ``{choices: [...]}`` or ``{range: {...}}``, in the order of the data."""
+    if isinstance(node, Mapping):
+        if _several(node) and at:
+            yield at, node
+        else:
+            for key, value in node.items():
+                yield from varied(value, (*at, key))
+    elif isinstance(node, list):
+        for idx, value in enumerate(node):
+            yield from varied(value, (*at, idx))
+
+
+def _several(node: Mapping[str, Any]) -> bool:
+    return len(node) == 1 and next(iter(node)) in ("choices", "range")
 
 
 def _no_keys(override: Override, depth: int, node: Any) -> InputError:

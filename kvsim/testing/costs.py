@@ -44,6 +44,8 @@ def looks(cost: CostModel) -> Iterator[Look]:
             "it says longest_last, and no step of a stretch is longer than the next",
             lambda: _rising(_step_cost(cost)),
         )
+    if hasattr(_step_cost(cost), "decode_line"):
+        yield "it has a decode_line, and step_s lies on it to the last bit", lambda: _straight(_step_cost(cost))
     if not getattr(_step_cost(cost), "reads_squares", True):
         yield "it says reads_squares = False, and does not", lambda: _blind(_step_cost(cost))
     yield "the same shape costs the same, whatever was asked before, and is left as it was", lambda: _pure(cost)
@@ -126,6 +128,16 @@ def _rising(cost: StepCost) -> str | None:
         if len(falls):
             i = int(falls[0])
             return f"{decodes} decodes with {context} tokens of context: step {i} takes {seconds[i]!r} s, the next less"
+    return None
+
+
+def _straight(cost: StepCost) -> str | None:
+    for decodes, context in ((1, 1), (1, 1000), (3, 100), (17, 4321), (64, 64 * 500 + 7), (256, 256 * 1999)):
+        fixed_s, token_s = cost.decode_line(decodes)  # type: ignore[attr-defined]  # it is optional
+        time_s = cost.step_s(_decodes(decodes, context))
+        if time_s != fixed_s + context * token_s:
+            line = f"{fixed_s!r} + context * {token_s!r}"
+            return f"{decodes} decodes with {context} tokens of context: {time_s!r} s, not {line}"
     return None
 
 

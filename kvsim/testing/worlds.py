@@ -19,7 +19,7 @@ from kvsim.kv.paged import Paged
 from kvsim.routers.least_tokens import LeastTokens
 from kvsim.schedulers.chunked_prefill import ChunkedPrefill
 
-MODEL: Final = ModelSpec("llama-2-7b", 32, 4096, 32, 32, 128, 11008, 32000, 4096)
+MODEL: Final = ModelSpec.dense("llama-2-7b", 32, 4096, 32, 32, 128, 11008, 32000, 4096)
 GPU: Final = Gpu("an 80 GB GPU", 80 * 10**9, 2e12, 3e14, 3e11)
 
 COST: Final[StepCost] = Affine(1.2345678e-3, 6.1e-6, 2.3456e-5, 2.3456789e-9).start(MODEL, GPU, 1)

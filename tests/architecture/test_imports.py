@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,13 @@ from pathlib import Path
 import pytest
 
 import kvsim
+from kvsim.cli import COMMANDS
 from kvsim.core.plugins import load
 
 HOUSE = Path(kvsim.__file__).parent
 THIRD_PARTIES = {
     "click", "hypothesis", "matplotlib", "numpy", "pandas", "pyarrow", "pydantic", "pydantic_core", "pytest", "rich",
-    "ruamel", "scipy", "simpy",
+    "ray", "ruamel", "scipy", "simpy",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -32,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"core"},
     "report": {"core", "metrics"},
     "scenario": {"core", "workload", "schedulers", "kv", "routers", "costs", "hardware", "models"},
+    "sweeps": {"api", "core", "engine", "hardware", "metrics", "report", "scenario", "workload"},
 }
 """Rooms of the house and the rooms that each may enter. ``testing``, ``api`` and ``cli`` stand on top and enter any."""
 
@@ -40,9 +43,17 @@ DOORS: dict[str, tuple[str, ...]] = {
     "pydantic": ("kvsim.scenario",),
     "pydantic_core": ("kvsim.scenario",),
     "ruamel": ("kvsim.scenario",),
-    "pandas": ("kvsim.report",),
+    "pandas": ("kvsim.report", "kvsim.sweeps"),
     "matplotlib": ("kvsim.report",),
-    "pyarrow": ("kvsim.workload.readers", "kvsim.workload.writers", "kvsim.report", "kvsim.hardware.calibration"),
+    "pyarrow": (
+        "kvsim.workload.readers",
+        "kvsim.workload.writers",
+        "kvsim.workload.generate.burstgpt",
+        "kvsim.report",
+        "kvsim.hardware.calibration",
+        "kvsim.sweeps",
+    ),
+    "ray": ("kvsim.sweeps.ray",),
     "scipy": ("kvsim.hardware.calibration",),
     "click": ("kvsim.cli",),
     "rich": ("kvsim.cli", "kvsim.report"),
@@ -169,6 +180,72 @@ def loaded_after(statement: str) -> set[str]:
 )
 def test_importing_loads_no_more_than_needed(statement: str, parties: set[str]) -> None:
     assert loaded_after(statement) == parties
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_on_a_command_loads_click_alone(command: str) -> None:
+    assert loaded_after(f"from kvsim.cli import cli\ntry: cli(['{command}', '--help'])\nexcept SystemExit: pass") == {
+        "click"
+    }
+
+
+WITHOUT: dict[str, tuple[str, ...]] = {
+    "list": ("matplotlib", "pandas", "simpy"),
+    "validate": ("matplotlib", "pandas"),  # with expect: it runs one request, to know the names of figures
+    "schema": ("matplotlib", "pandas", "simpy"),  # readers have parameters, and import pyarrow
+    "check": ("matplotlib", "pandas"),
+    "capacity": ("matplotlib", "pandas"),
+    "sweep": ("matplotlib",),  # its table is made by pyarrow.array, which imports pandas
+    "merge": ("matplotlib",),
+    "compare": ("matplotlib", "simpy"),  # reading columns with pyarrow imports pandas
+    "plot": ("simpy",),
+}
+"""Command -> what it must not load, since it does not need it."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scenario, a run of it, and a sweep."""
+    path = tmp_path_factory.mktemp("commands")
+    (path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0.0,100,5\n0.1,50,3\n")
+    scenario = path / "s.yaml"
+    scenario.write_text(
+        'workload: {trace: {path: t.csv}}\nslo: {ttft_ms: 900}\nexpect: {p99_ttft_ms: "< 900"}\n', encoding="utf-8"
+    )
+    kvsim.run(scenario, out=path / "run")
+    kvsim.sweep(scenario, {"seed": [1]}, out=path / "sweep", executor="here")
+    return path
+
+
+@pytest.mark.parametrize("command", WITHOUT)
+def test_a_command_loads_no_more_than_it_needs(command: str, folder: Path, tmp_path: Path) -> None:
+    scenario, run, out = str(folder / "s.yaml"), str(folder / "run"), str(tmp_path / "out")
+    arguments = {
+        "validate": [scenario],
+        "check": [scenario],
+        "capacity": [scenario, "--out", out, "--workers", "1", "--seeds", "2", "--attainment", "0.5"],
+        "sweep": [scenario, "--vary", "seed=[1]", "--executor", "here", "--out", out],
+        "merge": [str(folder / "sweep"), "--out", out],
+        "compare": [run, run],
+        "plot": [run, "--out", out],
+    }
+    call = [command, *arguments.get(command, [])]
+    loaded = loaded_after(
+        f"from kvsim.cli import cli\ntry: cli({call})\nexcept SystemExit as e: assert e.code in (0, 1)"
+    )
+    assert not loaded & set(WITHOUT[command])
+
+
+def test_help_is_quick() -> None:
+    """``kvsim --help``: 0.12 s of CPU time, the interpreter's own start included (best of five)."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = []
+    for _ in range(5):
+        subprocess.run([sys.executable, "-m", "kvsim.cli", "--help"], capture_output=True, check=True, cwd=HOUSE.parent)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        before = after
+    assert min(spent) <= 0.12
 
 
 def test_a_run_reaches_the_simulation_without_plotting_libraries(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kvsim.core.trace import Trace
+from kvsim.engine import pace
 from tests.reference import Outcome, PoolSpec
 from tests.worlds import ODD, ROUND, World, assert_equal_logs, assert_same, replica, requests, world, worlds
 
@@ -169,9 +171,13 @@ def test_the_configurations_are_hard() -> None:
 
 
 @settings(max_examples=1500, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(worlds())
-def test_random_worlds_agree(random_world: World) -> None:
+@given(worlds(), st.sampled_from([4, 1 << 20]))
+def test_random_worlds_agree(random_world: World, pays: int) -> None:
+    """``pays``: a pace table is made when it pays, or for every small batch at once."""
     outcome = random_world.reference()
-    leap, step = random_world.simulate("leap"), random_world.simulate("step")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pace, "_PAYS", pays)
+        leap = random_world.simulate("leap")
+    step = random_world.simulate("step")
     assert_same(leap, outcome)
     assert_equal_logs(leap, step)

@@ -117,7 +117,7 @@ def test_a_trace_that_cannot_be_played_names_file_row_and_value(refused: Refused
 
 def test_an_unknown_model(refused: Refused) -> None:
     assert refused(GOOD + "model: lama-3.1-8b\n").startswith(
-        "s.yaml:3: model: unknown model 'lama-3.1-8b'; did you mean 'llama-3.1-8b'? known: "
+        "s.yaml:3: model: unknown model 'lama-3.1-8b'; did you mean 'llama-3.1-8b'? kvsim list "
     )
 
 

@@ -166,7 +166,7 @@ def test_bundled_scenarios_are_valid(path: Path, tmp_path: Path) -> None:
 
 def test_list_names_everything_that_a_scenario_can(capsys: pytest.CaptureFixture[str]) -> None:
     kvsim_exits(0, "list", "gpus")
-    assert capsys.readouterr().out.split()[0] == "a100-80gb-sxm"
+    assert capsys.readouterr().out.split()[0] == "a100-40gb-sxm"
     kvsim_exits(0, "list")
     printed = capsys.readouterr().out
     for name in ("llama-2-70b", "h100-sxm", "prefill_first", "least_tokens", "paged", "roofline", "burstgpt"):
@@ -250,3 +250,80 @@ def test_a_reader_that_goes_away_is_no_error(scenario: Path) -> None:
         process.stdin.close()  # now it prints, into a pipe that nobody reads
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+# ---- memory
+
+
+def test_memory_counts_what_each_gpu_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    """DeepSeek-V3 on 32 GPUs, which no cost model can time yet: 26 GB of weights each, latent KV whole on each."""
+    kvsim_exits(0, "memory", "deepseek-v3", "-tp", "8", "-dp", "4", "-ep")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "deepseek-v3: 671.03 B parameters (36.63 B per token), 61 layers"
+    assert lines[2] == "  each GPU: 61 layers, 26.06 GB of weights, 70272 bytes of KV a token"
+    assert lines[-1].endswith("tokens per data-parallel rank")
+
+
+def test_memory_counts_a_state_too(capsys: pytest.CaptureFixture[str]) -> None:
+    kvsim_exits(0, "memory", "qwen3-next-80b-a3b", "-tp", "2")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Layers with a state of constant size: 19.8 MB per request and GPU.")
+
+
+def test_memory_says_why_a_layout_is_impossible(capsys: pytest.CaptureFixture[str]) -> None:
+    kvsim_exits(2, "memory", "llama-3.1-8b", "-tp", "3")
+    assert capsys.readouterr().err == (
+        "Error: tensor_parallel_size: llama-3.1-8b: 3 ranks cannot share 32 attention heads; it must divide them\n"
+    )
+
+
+# ---- calibrate
+
+
+def test_calibrate_fits_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of all-reduces that reach half of the link, written as a user would."""
+    pytest.importorskip("scipy")
+    import pandas as pd
+
+    from kvsim.core.surface import read_surfaces
+
+    sizes = [2**power for power in range(8, 28)]
+    rows = [
+        {"num_gpus": ranks, "message_size": size, "backend": "mine_graph", "latency": ms}
+        for ranks in (2, 4)
+        for size in sizes
+        for ms in [1e3 * 2 * (4 * size * (ranks - 1) / ranks / 450e9 + 3e-6)]
+    ]
+    folder = tmp_path / "profiles" / "h100_sxm" / "mine_1.0"
+    folder.mkdir(parents=True)
+    pd.DataFrame(rows).to_parquet(folder / "custom_allreduce_perf.parquet")
+    kvsim_exits(0, "calibrate", str(tmp_path / "profiles"), "--out", str(tmp_path / "out"), "--folds", "5")
+    shown = capsys.readouterr().out
+    assert "all_reduce/graph               h100-sxm             mine_1.0" in shown
+    surface = read_surfaces(tmp_path / "out" / "h100-sxm.mine.json").surfaces["all_reduce/graph"]
+    assert surface.utilisation.values[2:18, :2] == pytest.approx(0.5, rel=0.02)
+    assert surface.spread < 0.02
+    kvsim_exits(0, "calibrate", str(tmp_path / "profiles"), "--format", "json")
+    assert [each["rows"] for each in json.loads(capsys.readouterr().out)] == [40]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "Error: nowhere: no such folder of measured profiles"),
+        (["."], "Error: .: no folder of a measured GPU in it; known: a100_sxm, "),
+        ([".", "--gpu", "h100"], "Error: unknown GPU 'h100'; did you mean 'h100-sxm'?"),
+        ([".", "--gpu", "h100-sxm"], "Error: h100_sxm: no measurements of h100-sxm; needed: ENGINE_VERSION/gemm_perf"),
+        ([".", "--transfer", "--out", "x"], "Error: --transfer writes nothing: leave out --out"),
+    ],
+)
+def test_calibrate_refuses_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kvsim_exits(2, "calibrate", *arguments)
+    assert capsys.readouterr().err.startswith(message)

@@ -8,6 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvsim.cli import main
+from kvsim.scenario import Scenario, parse_set
+from kvsim.scenario.resolve import resolve
+from kvsim.workload.reading import read_trace
 from tests.invariants.test_readers import FILES
 
 BUNDLED = Path(__file__).parents[3] / "traces"
@@ -27,7 +30,7 @@ def kvsim(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, 
 def test_info_and_head_in_words(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = kvsim(capsys, "trace", "info", BUNDLED / "burstgpt_like.csv")
     assert code == 0
-    assert "replayed                                 1,974" in out
+    assert "replayed                                 1,962" in out
     assert "CV of gaps" in out
     code, out, _ = kvsim(capsys, "trace", "head", BUNDLED / "chat_sessions.csv", "-n", 2)
     assert code == 0
@@ -71,8 +74,8 @@ def test_convert_there_and_back(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     source = BUNDLED / "burstgpt_like.csv"
     for name in ("t.parquet", "t.jsonl", "t.csv"):
         code, out, _ = kvsim(capsys, "trace", "convert", source, tmp_path / name)
-        left = "" if name == "t.parquet" else ", 26 that failed in the traced system left out"
-        assert (code, out) == (0, f"{tmp_path / name}: 1974 requests{left}\n")
+        left = "" if name == "t.parquet" else ", 38 that failed in the traced system left out"
+        assert (code, out) == (0, f"{tmp_path / name}: 1962 requests{left}\n")
     statistics = [
         json.loads(kvsim(capsys, "trace", "info", path, "--format", "json")[1])
         for path in (source, *(tmp_path / name for name in ("t.parquet", "t.jsonl", "t.csv")))
@@ -89,6 +92,8 @@ def test_convert_there_and_back(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         (["convert", "{t}", "out.txt"], "OUT: 'out.txt' has no known ending; allowed: .parquet, .jsonl, .csv"),
         (["convert", "{t}", "s.csv"], "OUT: s.csv is there already; pass --overwrite to replace it"),
         (["convert", "{t}", "no/where.csv"], "no/where.csv: cannot be written: No such file or directory; name"),
+        (["generate", "s.yaml", "out.txt"], "OUT: 'out.txt' has no known ending; allowed: .parquet, .jsonl, .csv"),
+        (["generate", "s.yaml", "s.csv"], "OUT: s.csv is there already; pass --overwrite to replace it"),
         (["info", "none.csv"], "none.csv: there is no such file; check the path of the trace"),
         (["info", "{t}", "--reader", "mooncak"], "unknown trace format 'mooncak'; did you mean 'mooncake'? known:"),
         (["info", "{t}", "--option", "x=1"], "--option.x: unknown key; known: "),
@@ -109,6 +114,21 @@ def test_mistakes_are_one_line(
     assert (code, out) == (2, "")
     assert err.startswith(f"Error: {message.replace('{t}', str(trace))}")
     assert err.count("\n") == 1
+
+
+def test_generate_writes_what_a_scenario_plays(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Read back, the file is the scenario's trace, to the nanosecond, in all three forms."""
+    parts = "arrivals: {name: poisson, rate_per_s: 5}, lengths: {prompt: 50, output: 3}"
+    text = f"model: llama-3.1-8b\nworkload:\n  generate: {{requests: 100, {parts}}}\n"
+    scenario = tmp_path / "s.yaml"
+    scenario.write_text(f"{text}  transforms: [{{name: row_range, first: 20}}]\n")
+    made = resolve(Scenario.load(scenario, [parse_set("seed=3")])).trace
+    for name in ("t.parquet", "t.jsonl", "t.csv"):
+        code, out, _ = kvsim(capsys, "trace", "generate", scenario, tmp_path / name, "--set", "seed=3")
+        assert (code, out) == (0, f"{tmp_path / name}: 80 requests\n")
+        again = read_trace(tmp_path / name)
+        for column in ("arrival_ns", "prompt_tokens", "output_tokens"):
+            assert (getattr(again, column) == getattr(made, column)).all(), (name, column)
 
 
 def test_plot_draws_one_figure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def step(
 
 def test_a_lone_decode_on_an_ideal_gpu_reads_weights_and_kv_once() -> None:
     gpu = Gpu("ideal", 2**40, 1e12, 1e18, 1e12, dict.fromkeys(GENERIC, IDEAL))
-    model = ModelSpec("tiny", 2, 64, 4, 2, 16, 128, 1000, 4096)
+    model = ModelSpec.dense("tiny", 2, 64, 4, 2, 16, 128, 1000, 4096)
     cost = NO_HOST.start(model, gpu, 1)
     weights = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128) + 1000 * 64
     gemm_io = 2 * ((64 + 128) + (64 + 64) + (64 + 256) + (128 + 64)) + (64 + 1000)
@@ -53,7 +53,7 @@ def test_a_lone_decode_on_an_ideal_gpu_reads_weights_and_kv_once() -> None:
 
 def test_a_long_prompt_on_an_ideal_gpu_is_its_arithmetic() -> None:
     gpu = Gpu("ideal", 2**40, 1e18, 1e12, 1e12, dict.fromkeys(GENERIC, IDEAL))
-    model = ModelSpec("tiny", 2, 64, 4, 2, 16, 128, 1000, 4096)
+    model = ModelSpec.dense("tiny", 2, 64, 4, 2, 16, 128, 1000, 4096)
     cost = NO_HOST.start(model, gpu, 1)
     gemms = 2 * 100 * 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128) + 2 * 1 * 1000 * 64
     attention = 2 * 4 * 64 * (100 * 300 + 100 * 100 / 2)

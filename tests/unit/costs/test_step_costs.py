@@ -12,6 +12,7 @@ from kvsim.core.seats import StepCost
 from kvsim.core.shape import BatchShape
 from kvsim.costs import COSTS
 from kvsim.costs.affine import Affine
+from kvsim.costs.calibrated import Calibrated
 from kvsim.costs.roofline import Roofline
 from kvsim.costs.table import Table
 from kvsim.hardware import load_gpu
@@ -35,7 +36,7 @@ def write_tables(folder: Path) -> Table:
 
 @pytest.fixture(scope="module")
 def step_costs(tmp_path_factory: pytest.TempPathFactory) -> Sequence[StepCost]:
-    models = (Affine(sampled_request_s=1e-7), Roofline(), write_tables(tmp_path_factory.mktemp("tables")))
+    models = (Affine(sampled_request_s=1e-7), Roofline(), Calibrated(), write_tables(tmp_path_factory.mktemp("tables")))
     return [model.start(LLAMA, H100, 1) for model in models]
 
 
@@ -51,6 +52,7 @@ def decodes(contexts: Sequence[int]) -> BatchShape:
 def test_every_name_leads_to_a_cost_model() -> None:
     assert {name: load("cost", name, COSTS).__name__ for name in COSTS} == {
         "affine": "Affine",
+        "calibrated": "Calibrated",
         "roofline": "Roofline",
         "table": "Table",
     }

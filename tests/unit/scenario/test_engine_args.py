@@ -59,6 +59,11 @@ def test_arguments_become_keys_of_the_scenario() -> None:
     assert read_engine_args(line).notes == ()
 
 
+def test_data_parallel_ranks_are_replicas_unless_they_share_experts() -> None:
+    assert keys("-dp 8") == {"cluster.replicas": 8}
+    assert keys("-dp 8 -ep") == {"cluster.data_parallel_size": 8, "cluster.enable_expert_parallel": True}
+
+
 @pytest.mark.parametrize(
     ("written", "value"), [("4096", 4096), ("4k", 4000), ("4K", 4096), ("25.6k", 25600), ("1m", 10**6), ("1M", 2**20)]
 )
@@ -152,6 +157,12 @@ def test_the_line_of_a_scenario_is_that_scenario(scenario: Path, arguments: str)
     again = read_engine_args(line)
     assert again.notes == ()
     assert resolve(Scenario.load(scenario, again.overrides)).scenario_hash == asked.scenario_hash
+
+
+def test_formats_of_weights_and_kv_are_said(scenario: Path) -> None:
+    stored = {"cluster.quantization": "fp8", "kv.kv_cache_dtype": "fp8"}
+    (line,), _ = serve_lines(resolve(Scenario.load(scenario, stored | {"cost": "affine"})))
+    assert stored.items() <= keys(line).items()
 
 
 def test_a_line_for_each_pool(scenario: Path) -> None:

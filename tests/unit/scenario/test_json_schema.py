@@ -44,7 +44,7 @@ def test_every_key_is_described_and_every_reference_leads_somewhere() -> None:
         ("scheduler", ["chunked_prefill", "prefill_first"]),
         ("router", ["least_requests", "least_tokens", "random", "round_robin"]),
         ("kv", ["paged"]),
-        ("cost", ["affine", "roofline", "table"]),
+        ("cost", ["affine", "calibrated", "roofline", "table"]),
     ],
 )
 def test_every_name_of_a_seat_is_offered_bare_and_in_a_mapping(seat: str, names: list[str]) -> None:
@@ -56,7 +56,10 @@ def test_every_name_of_a_seat_is_offered_bare_and_in_a_mapping(seat: str, names:
 
 def test_parameters_of_a_policy_have_types_and_defaults() -> None:
     mapping = schema()["$defs"]["scheduler"]["anyOf"][2]
-    assert mapping["anyOf"][0]["properties"]["watermark"] == {"type": "number", "default": 0.0}
+    assert mapping["anyOf"][0]["properties"]["watermark"] == {
+        "default": 0.0,
+        "anyOf": [{"type": "number"}, {"$ref": "#/$defs/several"}],
+    }
     table = next(p for p in schema()["$defs"]["cost"]["anyOf"][2]["anyOf"] if p["properties"]["name"].get("const") == "table")  # fmt: skip  # noqa: E501
     assert table["required"] == ["name", "linear_csv", "decode_csv", "prefill_csv"]
 

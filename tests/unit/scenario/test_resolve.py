@@ -91,7 +91,7 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
     )
     resolved = resolve(Scenario.load(written(folder, text)))
     prefill, decode = resolved.pools
-    assert [(p.pool.role, p.pool.replicas, p.gpu.name, p.tensor_parallel_size) for p in resolved.pools] == [
+    assert [(p.pool.role, p.pool.replicas, p.gpu.name, p.layout.gpus) for p in resolved.pools] == [
         ("prefill", 1, "h100-sxm", 1),
         ("decode", 3, "l40s", 2),
     ]
@@ -104,7 +104,7 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: lama-3.1-8b\n", "3: model: unknown model 'lama-3.1-8b'; did you mean 'llama-3.1-8b'? known: "),
+        ("model: lama-3.1-8b\n", "3: model: unknown model 'lama-3.1-8b'; did you mean 'llama-3.1-8b'? kvsim list "),
         ("cluster:\n  gpu: h10\n", "4: cluster.gpu: unknown GPU 'h10'; did you mean 'h100-sxm'? known: "),
         ("model: llama-3.1-70b\n", "3: model: llama-3.1-70b does not fit on h100-sxm with tensor_parallel_size 1: "),
         ("kv: {kv_cache_memory_bytes: 200GiB}\n", "3: kv.kv_cache_memory_bytes: llama-3.1-8b does not fit on "),
@@ -122,7 +122,27 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
         ("cost: table\n", "3: cost: table needs linear_csv, decode_csv, prefill_csv"),
         (
             "cluster: {tensor_parallel_size: 3}\n",
-            "3: cluster.tensor_parallel_size: llama-3.1-8b has 32 attention heads",
+            "3: cluster.tensor_parallel_size: llama-3.1-8b: 3 ranks cannot share 32 attention heads; it must divide them",
+        ),
+        (
+            "cluster: {pipeline_parallel_size: 2}\n",
+            "3: cluster.pipeline_parallel_size: 2 is not modelled yet: its memory is counted, but no cost model can",
+        ),
+        ("cluster: {pipeline_parallel_size: 40}\n", "3: cluster.pipeline_parallel_size: 40 stages cannot share the 32"),
+        ("cluster: {data_parallel_size: 2}\n", "3: cluster.data_parallel_size: llama-3.1-8b has no experts to share; "),
+        (
+            "cluster: {pools: [{role: mixed, enable_expert_parallel: true}]}\n",
+            "3: cluster.pools.0.enable_expert_parallel: llama-3.1-8b has no experts to share; copies of a model are",
+        ),
+        ("cluster: {quantization: awq}\n", "3: cluster.quantization: 'awq' is not modelled; allowed: fp8"),
+        ("kv: {kv_cache_dtype: int4}\n", "3: kv.kv_cache_dtype: 'int4' is not modelled; allowed: auto, bfloat16, "),
+        (
+            "model: llama-3.1-8b\nkv: {kv_cache_dtype: fp8}\n",
+            "3: model: llama-3.1-8b has KV of fewer bits, which the cost model cannot time yet; cost table and cost ",
+        ),
+        (
+            "model: gpt-oss-20b\n",
+            "3: model: gpt-oss-20b has layers of different kinds, which the cost model cannot time yet; cost table ",
         ),
         (
             "cluster: {max_model_len: 999999}\n",

@@ -21,7 +21,14 @@ TRACES = Path(__file__).parents[3] / "traces"
 
 @pytest.mark.parametrize(
     "target",
-    [*SCHEDULERS.values(), *ROUTERS.values(), *MANAGERS.values(), COSTS["affine"], COSTS["roofline"]],
+    [
+        *SCHEDULERS.values(),
+        *ROUTERS.values(),
+        *MANAGERS.values(),
+        COSTS["affine"],
+        COSTS["roofline"],
+        COSTS["calibrated"],
+    ],
 )
 def test_built_in_policies_keep_the_contract(target: str) -> None:
     assert not [str(check) for check in check_target(target) if check.problem]

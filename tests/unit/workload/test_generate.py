@@ -1,4 +1,4 @@
-"""Generated traces: same bytes, and the statistics they are fitted to."""
+"""Bundled traces and whole recipes: same bytes, and the statistics they are fitted to."""
 
 import csv
 import re
@@ -11,7 +11,8 @@ import pytest
 from kvsim.core.errors import InputError
 from kvsim.core.trace import TraceRows
 from kvsim.workload import read_trace
-from kvsim.workload.generate import REQUESTS_PER_HOUR, burstgpt_like, chat_sessions, lognormal_poisson, main
+from kvsim.workload.generate import burstgpt_like_rows, chat_sessions, lognormal_poisson
+from kvsim.workload.generate.__main__ import main
 
 BUNDLED = Path(__file__).parents[3] / "traces"
 COMMANDS = re.findall(r"^python -m kvsim\.workload\.generate (.*)$", (BUNDLED / "README.md").read_text(), re.M)
@@ -31,12 +32,12 @@ def test_bundled_files_are_these_two() -> None:
 
 def test_bundled_burstgpt_like() -> None:
     trace = read_trace(BUNDLED / "burstgpt_like.csv")
-    assert (trace.format, trace.rows) == ("burstgpt", TraceRows(read=2000, source_failed=26))
-    assert trace.arrival_ns[-1] == 11_922 * 10**9
+    assert (trace.format, trace.rows) == ("burstgpt", TraceRows(read=2000, source_failed=38))
+    assert trace.arrival_ns[-1] == 11_852 * 10**9
     rows = list(csv.DictReader((BUNDLED / "burstgpt_like.csv").open()))
-    assert Counter(row["Model"] for row in rows) == {"ChatGPT": 1710, "GPT-4": 290}
-    assert Counter(row["Log Type"] for row in rows) == {"API log": 1113, "Conversation log": 887}
-    assert sum(row["Response tokens"] == "0" for row in rows) == 26
+    assert Counter(row["Model"] for row in rows) == {"ChatGPT": 1741, "GPT-4": 259}
+    assert Counter(row["Log Type"] for row in rows) == {"API log": 1692, "Conversation log": 308}
+    assert sum(row["Response tokens"] == "0" for row in rows) == 38
 
 
 def test_bundled_chat_sessions_grow_and_wait() -> None:
@@ -53,35 +54,14 @@ def test_bundled_chat_sessions_grow_and_wait() -> None:
         assert (trace.think_ns[turns[1:]] > 0).all()
 
 
-def test_burstgpt_like_has_the_statistics_of_its_sources() -> None:
-    """60,000 rows against the figures for the first 59,999 rows of BurstGPT_1; the seed is fixed, the margins wide."""
-    rows = burstgpt_like(60_000, seed=3)
-    answered = rows.response_tokens > 0
-    request, response = rows.request_tokens[answered], rows.response_tokens[answered]
-    assert np.percentile(request, [50, 90, 95, 99]) == pytest.approx([74, 1291, 1697, 3023], rel=0.05)
-    assert float(request.mean()) == pytest.approx(374.1, rel=0.08)
-    assert float(np.median(response)) == pytest.approx(14, abs=1)
-    assert float(response.mean()) == pytest.approx(122.3, rel=0.08)
-    assert float(answered.mean()) == pytest.approx(1 - 0.0178, abs=0.002)
-    assert float(rows.gpt4.mean()) == pytest.approx(9_505 / 59_999, abs=0.006)
-    assert float(rows.conversation.mean()) == pytest.approx(27_737 / 59_999, abs=0.008)
-
-
-def test_burstgpt_like_follows_the_day_and_bursts() -> None:
-    rows = burstgpt_like(200_000, rate=0.5, seed=5)
-    days = int(rows.timestamp_s[-1]) // 86_400
-    whole = rows.timestamp_s[rows.timestamp_s < days * 86_400]
-    by_hour = np.bincount(whole % 86_400 // 3600, minlength=24) / days
-    assert by_hour == pytest.approx(np.array(REQUESTS_PER_HOUR) * 0.5, rel=0.12)
-    busy = whole[(whole % 86_400) // 3600 == 14]
-    gaps = np.diff(busy)
-    gaps = gaps[gaps < 3600]
-    assert float(gaps.std() / gaps.mean()) == pytest.approx(2.0, rel=0.1)  # Gamma of shape 1/4
-
-
-def test_burstgpt_like_starts_at_its_hour() -> None:
-    first = [int(burstgpt_like(10, start_hour=hour).timestamp_s[0]) // 3600 for hour in (0, 8, 23)]
-    assert first == [0, 8, 23]
+def test_the_command_line_stops_after_so_many_rows_or_days(tmp_path: Path) -> None:
+    files = tmp_path / "rows.csv", tmp_path / "days.csv"
+    assert main(["burstgpt-like", "--rows", "5000", "--seed", "2", "--out", str(files[0])]) == 0
+    assert main(["burstgpt-like", "--days", "3", "--seed", "2", "--out", str(files[1])]) == 0
+    by_rows, by_days = (file.read_text().splitlines() for file in files)
+    assert len(by_rows) == 5001
+    assert len(by_days) == 1 + len(burstgpt_like_rows(3, seed=2))
+    assert by_rows == by_days[:5001]
 
 
 def test_chat_sessions_have_the_statistics_of_their_sources() -> None:

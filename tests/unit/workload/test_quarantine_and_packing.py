@@ -15,7 +15,7 @@ from pyarrow import parquet
 from kvsim.core.errors import InputError
 from kvsim.core.trace import Ragged, RejectedRow, Trace
 from kvsim.workload import read_trace
-from kvsim.workload.generate import burstgpt_like, chat_sessions
+from kvsim.workload.generate import burstgpt_like_days, chat_sessions, write_burstgpt_csv
 from kvsim.workload.readers.canonical import META_VERSION
 from kvsim.workload.writers import write_canonical, write_plain_csv, write_plain_jsonl
 
@@ -201,7 +201,7 @@ def test_generated_sessions_survive_the_canonical_form(tmp_path: Path) -> None:
 
 
 def test_canonical_spans_many_batches_with_failures_between(tmp_path: Path) -> None:
-    burstgpt_like(300_000, rate=20, seed=1).write_csv(tmp_path / "t.csv")
+    write_burstgpt_csv(burstgpt_like_days(2, start_day=9, rate=5, seed=1), tmp_path / "t.csv")
     trace = read_trace(tmp_path / "t.csv")
     write_canonical(trace, tmp_path / "t.parquet")
     same(trace, read_trace(tmp_path / "t.parquet"))

@@ -1,4 +1,7 @@
-"""limit and rate_scale: what changes, what does not, and rows that still add up."""
+"""Transforms: what changes, what does not, and rows that still add up."""
+
+import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,8 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import Trace, TraceRows
+from kvsim.core.trace import Ragged, Trace, TraceRows
 from kvsim.workload import limit, rate_scale
+from kvsim.workload.generate import burstgpt_like, composed
+from kvsim.workload.generate import distributions as d
+from kvsim.workload.generate.arrivals import Gamma, Poisson
+from kvsim.workload.generate.lengths import Independent
+from kvsim.workload.generate.prefixes import SystemPrompts
+from kvsim.workload.generate.sessions import AgentChains, Chat
+from kvsim.workload.transforms import (
+    fit_context,
+    keep_rows,
+    merge,
+    merge_file,
+    remap,
+    repeat,
+    resample,
+    row_range,
+    spread_ties,
+    thin,
+    window,
+)
 
 
 def trace_of(n: int, **extra: object) -> Trace:
@@ -70,3 +92,345 @@ def test_impossible_rates_are_refused(factor: float) -> None:
 def test_limit_below_one_is_refused() -> None:
     with pytest.raises(InputError, match=r"^limit: 0 requests cannot be played; allowed: whole numbers from 1"):
         limit(trace_of(3), 0)
+
+
+# ---- what is left out is counted
+
+SIZES = Independent(d.Lognormal(1, median=200), d.Lognormal(1, median=50))
+
+
+def full_trace() -> Trace:
+    """Agents with sub-agents, shared prefixes, failed rows, tenants: every column there is."""
+    agents = AgentChains(steps=d.Constant(6), fan_out_frac=0.3, children=d.Constant(2), child_steps=d.Constant(2))
+    trace = composed(
+        Poisson(0.02), SIZES, requests=600, sessions=agents, prefixes=SystemPrompts(3), images=d.Uniform(0, 1), seed=1
+    )
+    n = len(trace)
+    failed = np.sort(np.random.default_rng(2).integers(0, n + 1, 40))
+    return dataclasses.replace(
+        trace,
+        priority=np.arange(n) % 3,
+        tenant=np.arange(n) % 4 - 1,
+        tenant_names=["a", "b", "c"],
+        rows=TraceRows(read=n + 45, source_failed=40, dropped={"odd": 5}),
+        source_failed_before=failed,
+        source_failed_ns=np.append(trace.arrival_ns, trace.arrival_ns[-1])[failed],
+        source_failed_prompt_tokens=failed + 1,
+    )
+
+
+LEAVE_OUT = {
+    "row_range": (lambda t: row_range(t, 50, 300), "outside row_range"),
+    "window": (lambda t: window(t, 100.0, 9_000.0), "outside window"),
+    "keep_rows": (lambda t: keep_rows(t, "prompt_tokens", most=2_000), "prompt_tokens filtered"),
+    "fit_context drop": (lambda t: fit_context(t, 2_000), "exceeds max_tokens"),
+    "fit_context clip": (lambda t: fit_context(t, 2_000, "clip"), "prompt exceeds max_tokens"),
+    "thin": (lambda t: thin(t, 0.5), "thinned"),
+}
+
+
+@pytest.mark.parametrize("name", LEAVE_OUT)
+def test_what_leaves_rows_out_counts_them_and_cuts_every_column(name: str) -> None:
+    trace = full_trace()
+    change, reason = LEAVE_OUT[name]
+    cut = change(trace)
+    assert 0 < len(cut) < len(trace)
+    assert cut.rows is not None
+    assert cut.rows.read == 645
+    assert cut.rows.source_failed == 40
+    assert cut.rows.dropped == {"odd": 5, reason: len(trace) - len(cut)}
+    assert cut.rows.replayed == len(cut)
+    assert cut.arrival_ns[0] == 0
+    for column in ("session", "think_ns", "priority", "tenant", "images", "wait_for", "prefix_hashes"):
+        assert len(getattr(cut, column)) == len(cut)
+    assert cut.source_failed_before is not None
+    assert len(cut.source_failed_before) == 40
+    assert int(cut.source_failed_before.max()) <= len(cut)
+    assert change(trace).arrival_ns.tolist() == cut.arrival_ns.tolist()
+
+
+@pytest.mark.parametrize("name", LEAVE_OUT)
+def test_nothing_left_is_refused(name: str) -> None:
+    nothing = {
+        "row_range": lambda t: row_range(t, 700),
+        "window": lambda t: window(t, 1e9),
+        "keep_rows": lambda t: keep_rows(t, "priority", least=9),
+        "fit_context drop": lambda t: fit_context(t, 2),
+        "fit_context clip": lambda t: fit_context(t, 2, "clip"),
+        "thin": lambda t: thin(t, 1e-12),
+    }
+    with pytest.raises(InputError):
+        nothing[name](full_trace())
+
+
+def test_a_window_moves_the_origin_to_its_first_request() -> None:
+    cut = window(trace_of(10), 2.5, 6.0)
+    assert cut.prompt_tokens.tolist() == [4, 5, 6]
+    assert cut.arrival_ns.tolist() == [0, 10**9, 2 * 10**9]
+    noon = dataclasses.replace(trace_of(10), origin_ns=43_200 * 10**9)
+    assert window(noon, 2.5).origin_ns == 43_203 * 10**9
+    assert rate_scale(noon, 2).origin_ns is None
+    assert len(window(trace_of(10), to_s=3)) == 3
+
+
+def test_rows_are_kept_by_name_and_by_bounds() -> None:
+    trace = dataclasses.replace(trace_of(6), tenant=np.array([0, 1, -1, 0, 1, 1]), tenant_names=["x", "y"])
+    assert keep_rows(trace, "tenant", among=("y",)).prompt_tokens.tolist() == [2, 5, 6]
+    assert keep_rows(trace, "tenant", among=(0, -1)).prompt_tokens.tolist() == [1, 3, 4]
+    assert keep_rows(trace, "prompt_tokens", least=2, most=4).prompt_tokens.tolist() == [2, 3, 4]
+    with pytest.raises(
+        InputError, match="column: the trace has no column 'model'; it has prompt_tokens, output_tokens, te"
+    ):
+        keep_rows(trace, "model", among=("z",))
+    with pytest.raises(InputError, match="among: no tenant is called 'z'; known: x, y"):
+        keep_rows(trace, "tenant", among=("z",))
+    with pytest.raises(InputError, match="says nothing about which rows to keep"):
+        keep_rows(trace, "tenant")
+
+
+def test_beyond_the_context_each_policy_does_what_it_says() -> None:
+    trace = Trace(np.arange(4), np.array([10, 90, 99, 100]), np.array([10, 20, 1, 1]))
+    dropped, clipped = fit_context(trace, 100), fit_context(trace, 100, "clip")
+    assert dropped.prompt_tokens.tolist() == [10, 99]
+    assert (clipped.prompt_tokens.tolist(), clipped.output_tokens.tolist()) == ([10, 90, 99], [10, 10, 1])
+    assert clipped.rows == TraceRows(read=4, dropped={"prompt exceeds max_tokens": 1}, clipped=1)
+    assert fit_context(trace, 100, "keep") is trace
+
+
+# ---- thinning and scaling
+
+
+def test_thinning_keeps_the_clock_and_scaling_does_not() -> None:
+    """Half the requests either way; the hour of the day of what is left differs."""
+    trace = burstgpt_like(2, rate=5.0, seed=3)
+    thinned, scaled = thin(trace, 0.5), rate_scale(trace, 0.5)
+    assert len(thinned) / len(trace) == pytest.approx(0.5, abs=0.02)
+    assert thinned.arrival_ns[-1] == pytest.approx(float(trace.arrival_ns[-1]), rel=0.001)
+    assert scaled.arrival_ns[-1] == 2 * trace.arrival_ns[-1]
+
+    def by_hour(one: Trace) -> np.ndarray:
+        return np.bincount((one.arrival_ns // (3600 * 10**9)).astype(int) % 24, minlength=24) / len(one)
+
+    assert by_hour(thinned) == pytest.approx(by_hour(trace), abs=0.01)
+    assert float(np.abs(by_hour(scaled) - by_hour(trace)).max()) > 0.02
+
+
+def test_a_thinned_poisson_process_is_one() -> None:
+    trace = composed(Poisson(8), SIZES, requests=200_000, seed=5)
+    gaps = np.diff(thin(trace, 0.25).arrival_ns) / 1e9
+    assert float(gaps.mean()) == pytest.approx(0.5, rel=0.02)
+    assert float(gaps.std() / gaps.mean()) == pytest.approx(1, rel=0.02)
+    assert float(np.corrcoef(gaps[1:], gaps[:-1])[0, 1]) == pytest.approx(0, abs=0.02)
+
+
+def test_thinned_bursts_have_the_dispersion_of_the_closed_form() -> None:
+    """Gaps of CV c, each arrival kept with probability p: the squared CV of the new gaps is p c^2 + 1 - p."""
+    trace = composed(Gamma(8, 3), SIZES, requests=400_000, seed=6)
+    gaps = np.diff(thin(trace, 0.25).arrival_ns) / 1e9
+    assert float(gaps.var() / gaps.mean() ** 2) == pytest.approx(0.25 * 9 + 0.75, rel=0.05)
+
+
+def test_scaling_keeps_the_cv_of_the_gaps() -> None:
+    trace = composed(Gamma(8, 3), SIZES, requests=10_000, seed=6)
+    before, after = np.diff(trace.arrival_ns), np.diff(rate_scale(trace, 4).arrival_ns)
+    assert after.std() / after.mean() == pytest.approx(before.std() / before.mean(), rel=1e-6)
+    assert before.mean() / after.mean() == pytest.approx(4, rel=1e-6)
+
+
+def test_sessions_are_thinned_as_a_whole_with_their_sub_agents() -> None:
+    trace = full_trace()
+    cut = thin(trace, 0.5, seed=4)
+    assert trace.session is not None
+    assert cut.session is not None
+    assert cut.wait_for is not None
+    before = np.bincount(trace.session)
+    after = np.bincount(cut.session, minlength=len(before))
+    assert ((after == 0) | (after == before)).all()
+    assert trace.wait_for is not None
+    kept = np.isin(trace.session, np.unique(cut.session))
+    assert cut.wait_for.counts.tolist() == trace.wait_for.counts[kept].tolist()  # nobody lost whom they wait for
+
+
+# ---- ties
+
+
+def test_tied_rows_are_spread_in_order_and_never_past_the_next_time() -> None:
+    arrival = np.array([0, 0, 0, 0, 2, 2, 5], np.int64) * 10**9
+    trace = Trace(arrival, np.arange(1, 8), np.ones(7, np.int64))
+    spread = spread_ties(trace, 1.0, seed=1)
+    first = int(spread.arrival_ns[0])
+    assert first == 0
+    gaps = np.diff(spread.arrival_ns)
+    assert (gaps > 0).all()
+    assert spread.prompt_tokens.tolist() == trace.prompt_tokens.tolist()
+    assert int(spread.arrival_ns[3]) < 10**9
+    wide = spread_ties(trace, 1000.0, seed=1)
+    assert (np.diff(wide.arrival_ns) > 0).all()
+    assert int(wide.arrival_ns[3]) < 2 * 10**9
+    with pytest.raises(InputError, match=r"over_s: 0\.0 is not a positive number"):
+        spread_ties(trace, 0.0)
+
+
+def test_spreading_a_poisson_process_of_whole_seconds_gives_it_back() -> None:
+    trace = composed(Poisson(20), SIZES, requests=100_000, seed=7)
+    coarse = dataclasses.replace(trace, arrival_ns=trace.arrival_ns // 10**9 * 10**9)
+    gaps = np.diff(spread_ties(coarse, 1.0).arrival_ns)
+    assert float((np.diff(coarse.arrival_ns) == 0).mean()) > 0.9
+    assert float(gaps.std() / gaps.mean()) == pytest.approx(1, rel=0.02)
+
+
+# ---- more rows
+
+
+def test_a_resampled_trace_is_made_of_whole_sessions_at_their_times() -> None:
+    trace = composed(Poisson(1), SIZES, requests=2_000, sessions=Chat(), hash_block_tokens=64, seed=8)
+    assert trace.session is not None
+    again = resample(trace, seed=9)
+    assert again.session is not None
+    assert again.think_ns is not None
+    assert again.rows == TraceRows(read=len(again))
+    turns = np.bincount(trace.session)
+    drawn = np.bincount(again.session)
+    assert len(drawn) == len(turns)
+    assert set(drawn.tolist()) <= set(turns.tolist())
+    assert float(drawn.mean()) == pytest.approx(float(turns.mean()), rel=0.2)
+    first = {}
+    for row in range(len(again)):
+        first.setdefault(int(again.session[row]), row)
+    starts = {int(p): int(a) for p, a in zip(trace.prompt_tokens, trace.arrival_ns, strict=True)}
+    assert len(starts) > 100
+    assert len(set(first.values())) == len(turns)
+    assert 0.55 < len(np.unique(again.prefix_hashes.values)) / len(np.unique(trace.prefix_hashes.values)) < 0.72  # type: ignore[union-attr]  # 1 - 1/e
+    assert len(resample(trace, 10).session_names or np.unique(resample(trace, 10).session)) == 10
+
+
+def test_resampled_agents_still_wait_for_their_own() -> None:
+    trace = full_trace()
+    trace = dataclasses.replace(trace, priority=np.arange(len(trace)))  # who a row was
+    again = resample(trace, seed=3)
+    assert again.wait_for is not None
+    assert trace.wait_for is not None
+    assert again.priority is not None
+    for row, was in enumerate(again.priority.tolist()):
+        waits = again.priority[again.wait_for.row(row)]
+        assert sorted(waits.tolist()) == sorted(trace.wait_for.row(was).tolist())
+
+
+def test_a_repeated_trace_counts_every_time() -> None:
+    trace = full_trace()
+    thrice = repeat(trace, 3, pause_s=5.0)
+    assert len(thrice) == 3 * len(trace)
+    assert thrice.rows == TraceRows(read=3 * 645, source_failed=120, dropped={"odd": 15})
+    n, last = len(trace), int(trace.arrival_ns[-1])
+    assert (thrice.arrival_ns[n : 2 * n] - trace.arrival_ns == last + 5 * 10**9).all()
+    assert trace.session is not None
+    assert thrice.session is not None
+    assert len(np.unique(thrice.session)) == 3 * len(np.unique(trace.session))
+    assert thrice.wait_for is not None
+    assert (thrice.wait_for.values < thrice.wait_for.rows).all()
+    assert thrice.source_failed_before is not None
+    assert trace.source_failed_before is not None
+    assert thrice.source_failed_before[:40].tolist() == trace.source_failed_before.tolist()
+    assert repeat(trace, 1) is trace
+
+
+def test_merged_traces_keep_apart_what_is_apart() -> None:
+    one = trace_of(3, session=np.array([0, 0, -1]), tenant=np.array([0, 1, 0]), tenant_names=["x", "y"])
+    two = dataclasses.replace(
+        trace_of(3, tenant=np.array([0, 0, 0]), tenant_names=["y"], priority=np.array([7, 7, 7])),
+        arrival_ns=np.array([0, 5, 20]) * 10**8,
+        rows=TraceRows(read=5, source_failed=1, dropped={"odd": 1}),
+        source_failed_before=np.array([3]),
+    )
+    both = merge(one, two)
+    assert (both.arrival_ns / 1e8).tolist() == [0, 0, 5, 10, 20, 20]
+    assert both.prompt_tokens.tolist() == [1, 1, 2, 2, 3, 3]
+    assert both.session is not None
+    assert both.session.tolist() == [0, -1, -1, 0, -1, -1]
+    assert both.tenant is not None
+    assert both.tenant_names is not None
+    assert [both.tenant_names[k] for k in both.tenant] == ["x", "y", "y", "y", "x", "y"]
+    assert both.priority is not None
+    assert both.priority.tolist() == [0, 7, 7, 0, 0, 7]
+    assert both.rows == TraceRows(read=8, source_failed=1, dropped={"odd": 1})
+    assert both.source_failed_before is not None
+    assert both.source_failed_before.tolist() == [6]
+    assert merge(one) is one
+
+
+def test_merged_block_ids_do_not_meet_by_accident() -> None:
+    blocks = Ragged(np.array([0, 1, 0]), np.array([0, 2, 3]))
+    one = Trace(np.array([0, 2]), np.array([30, 10]), np.array([1, 1]), prefix_hashes=blocks, hash_block_tokens=16)
+    two = dataclasses.replace(one, prefix_hashes=Ragged(blocks.values.copy(), blocks.offsets))
+    both = merge(one, two)
+    assert both.prefix_hashes is not None
+    first, other = both.prefix_hashes.row(0).tolist(), both.prefix_hashes.row(1).tolist()
+    assert not set(first) & set(other)
+    with pytest.raises(InputError, match="block ids of 16 and 32 tokens cannot be merged"):
+        merge(one, dataclasses.replace(one, prompt_tokens=one.prompt_tokens * 2, hash_block_tokens=32))
+
+
+def test_a_file_is_merged(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0.5,700,1\n2.5,800,2\n")
+    both = merge_file(trace_of(3), tmp_path / "t.csv")
+    assert both.prompt_tokens.tolist() == [1, 700, 2, 3, 800]
+
+
+# ---- names
+
+
+def test_tenants_and_models_get_other_names() -> None:
+    trace = dataclasses.replace(trace_of(4), model=np.array([0, 1, 2, -1]), model_names=["a", "b", "c"])
+    renamed = remap(trace, "model", (("a", "small"), ("b", "small")))
+    assert renamed.model is not None
+    assert (renamed.model.tolist(), renamed.model_names) == ([0, 0, 1, -1], ["small", "c"])
+    every = remap(trace, "model", (("b", "big"), ("*", "rest")))
+    assert every.model is not None
+    assert (every.model.tolist(), every.model_names) == ([0, 1, 0, -1], ["rest", "big"])
+    added = remap(trace, "tenant", (("*", "me"),))
+    assert added.tenant is not None
+    assert (added.tenant.tolist(), added.tenant_names) == ([0, 0, 0, 0], ["me"])
+    with pytest.raises(InputError, match="to: no model is called 'z'; known: a, b, c"):
+        remap(trace, "model", (("z", "y"),))
+    with pytest.raises(InputError, match="column: the trace has no tenant"):
+        remap(trace, "tenant", (("z", "y"),))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: row_range(t, 3, 3), "first: there is no request from 3 to below 3"),
+        (lambda t: window(t, 5, 5), "from_s: 5 to 5 is no time"),
+        (lambda t: thin(t, 0), "keep_frac: 0 is not a share"),
+        (lambda t: resample(t, 0), "sessions: 0 is too few"),
+        (lambda t: repeat(t, 0), "times: 0 is too few"),
+        (lambda t: repeat(t, 2, -1), "pause_s: -1 is not a number from 0"),
+        (lambda t: repeat(t, 10**10), "times: 10000000000 is too many"),
+        (lambda t: fit_context(t, 1), "max_tokens: 1 is too few"),
+    ],
+)
+def test_impossible_arguments_are_refused(change: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        change(trace_of(5))  # type: ignore[operator]
+
+
+@given(st.data())
+def test_any_chain_of_transforms_keeps_the_counts_adding_up(data: st.DataObject) -> None:
+    trace = full_trace()
+    for _ in range(data.draw(st.integers(1, 4))):
+        name = data.draw(st.sampled_from([*LEAVE_OUT, "limit", "repeat", "resample", "spread", "scale"]))
+        more = {
+            "limit": lambda t: limit(t, 200),
+            "repeat": lambda t: repeat(t, 2) if len(t) < 2_000 else t,
+            "resample": resample,
+            "spread": spread_ties,
+            "scale": lambda t: rate_scale(t, 3),
+        }
+        try:
+            trace = (more[name] if name in more else LEAVE_OUT[name][0])(trace)
+        except InputError:  # nothing left
+            continue
+        assert trace.rows is not None
+        assert trace.rows.replayed == len(trace)
+        assert trace.arrival_ns[0] == 0
+        assert (trace.source_failed_before is None) or int(trace.source_failed_before.max()) <= len(trace)

@@ -1,6 +1,6 @@
 """Fits the three constants of every operator kind to measured operator times.
 
-    python -m kvsim.hardware.calibration PROFILES_DIR [GPU ...]
+    python -m kvsim.hardware.calibration.constants PROFILES_DIR [GPU ...]
 
 prints the ``[efficiency]`` tables of the catalogue's GPUs, each with its mean absolute relative error, from a folder of
 published measurements (https://github.com/ai-dynamo/aiconfigurator at 095f58a5; https://github.com/microsoft/vidur at
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.hardware import Efficiency, Gpu
-from kvsim.hardware import GPUS, load_gpu
+from kvsim.hardware import load_gpu
 
 Floats = NDArray[np.float64]
 
@@ -251,11 +251,13 @@ def _csv(path: Path) -> Iterator[dict[str, str]]:
 
 def main(arguments: list[str]) -> None:
     """Print the ``[efficiency]`` tables of the named GPUs (all by default)."""
-    if not arguments or not set(arguments[1:]) <= set(GPUS):
-        sys.exit(f"usage: python -m kvsim.hardware.calibration PROFILES_DIR [GPU ...]   GPUs: {' '.join(GPUS)}")
+    if not arguments or not set(arguments[1:]) <= set(PROFILES):
+        sys.exit(
+            f"usage: python -m kvsim.hardware.calibration.constants PROFILES_DIR [GPU ...]   GPUs: {' '.join(PROFILES)}"
+        )
     if not (Path(arguments[0]) / "aiconfigurator").is_dir():
         sys.exit(f"{arguments[0]}: no folder of measured profiles; it should hold aiconfigurator/ and vidur/")
-    for gpu_name in arguments[1:] or GPUS:
+    for gpu_name in arguments[1:] or PROFILES:
         print(f"# {gpu_name}")
         for kind, constants, error, count in calibrate(Path(arguments[0]), gpu_name):
             print(f"[efficiency.{kind}]  # mean |error| {error:.1%} over {count} measurements")

@@ -1,0 +1,258 @@
+"""Measured operator times: which rows of a table are used, and what each call moved and computed.
+
+The layout is that of https://github.com/ai-dynamo/aiconfigurator (Apache-2.0), ``GPU/ENGINE_VERSION/TABLE.parquet``
+with ``latency`` in ms of one kernel on one GPU.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvsim.core import operators
+from kvsim.core.errors import InputError
+from kvsim.core.hardware import Gpu
+from kvsim.core.surface import Call, Floats
+
+SOURCE = "https://github.com/ai-dynamo/aiconfigurator at 095f58a5"
+
+FOLDERS: Mapping[str, str] = {
+    "a100-80gb-sxm": "a100_sxm",
+    "h100-sxm": "h100_sxm",
+    "l40s": "l40s",
+    "rtx-pro-6000-server": "rtx_pro_6000_server",
+    "b200-sxm": "b200_sxm",
+    "gb200": "gb200",
+}
+"""GPU of the catalogue -> its folder of measurements."""
+
+FOLDS = 5
+"""Shapes are dealt into so many groups; a group is predicted by a fit to the others."""
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Measured calls of one operator and variant. ``fold`` (n,) is the group of a call's shape, 0 to ``FOLDS`` - 1:
+    all batch sizes and lengths of a layer's shape share it, so that a left-out layer is new in every row."""
+
+    call: Call
+    seconds: Floats
+    fold: NDArray[np.int64]
+
+    def where(self, rows: NDArray[np.bool_]) -> "Samples":
+        """The calls at which ``rows`` (n,) is True."""
+        coordinates = {name: values[rows] for name, values in self.call.coordinates.items()}
+        return Samples(Call(self.call.bound_s[rows], coordinates), self.seconds[rows], self.fold[rows])
+
+
+def folds(*columns: NDArray[Any]) -> NDArray[np.int64]:
+    """The group of each row's shape: md5 of its numbers, joined with commas, modulo ``FOLDS``."""
+    shapes = list(zip(*(column.tolist() for column in columns), strict=True))
+    group = {
+        shape: int(hashlib.md5(",".join(map(str, shape)).encode(), usedforsecurity=False).hexdigest(), 16) % FOLDS
+        for shape in set(shapes)
+    }
+    return np.array([group[shape] for shape in shapes], dtype=np.int64)
+
+
+def gemm(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
+    """Every linear layer, by number format; a shape is (n, k)."""
+    for measured, name in GEMM_FORMATS.items():
+        rows = table["gemm_dtype"] == measured
+        if rows.any():
+            m, n, k = (table[column][rows] for column in "mnk")
+            call = operators.gemm(gpu, m, n, k, name)
+            yield f"gemm/{name}", Samples(call, table["latency"][rows] / 1e3, folds(n, k))
+
+
+GEMM_FORMATS = {
+    "bfloat16": "bfloat16",
+    "fp8": "fp8",
+    "fp8_block": "fp8_block",
+    "nvfp4": "nvfp4",
+    "sq": "int8",
+    "int8_wo": "int8_weight",
+    "int4_wo": "int4_weight",
+}
+
+
+def prefill_attention(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
+    """Whole prompts in 16-bit arithmetic with full attention, by head size and KV format; a shape is the heads."""
+    table = _rows(table, (table["attn_dtype"] == "bfloat16") & _full_attention(table))
+    for variant, part in _by_head(table):
+        batch, length, heads, kv_heads, dim, kv_value_bytes = _attention_columns(part)
+        call = operators.prefill_attention(
+            gpu, batch * length**2 / 2, batch * length, batch * length, batch, heads, kv_heads, dim, kv_value_bytes
+        )
+        yield f"prefill_attention/{variant}", Samples(call, part["latency"] / 1e3, folds(heads, kv_heads))
+
+
+def decode_attention(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
+    """One new token per request with full attention, by head size and KV format; a shape is the heads."""
+    table = _rows(table, _full_attention(table))
+    for variant, part in _by_head(table):
+        batch, _, heads, kv_heads, dim, kv_value_bytes = _attention_columns(part)
+        span = part["step"] + 1.0
+        call = operators.decode_attention(gpu, batch * span, batch, heads, kv_heads, dim, kv_value_bytes)
+        yield f"decode_attention/{variant}", Samples(call, part["latency"] / 1e3, folds(heads, kv_heads))
+
+
+def experts(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
+    """Fused expert MLPs of one rank, by number format and all kernels that an engine chose for it; a shape is what a
+    rank of a model's layout computes (hidden size, expert size, experts per token, experts, ranks of both kinds)."""
+    for measured, name in MOE_FORMATS.items():
+        rows = table["moe_dtype"] == measured
+        if rows.sum() >= FEWEST_ROWS and getattr(gpu, operators.FORMATS[name].peak) is not None:
+            part = _rows(table, rows)
+            columns = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+            tokens, hidden, width, choices, count, tensor_ranks, ranks = (part[column] for column in columns)
+            skew = part["distribution"] != "balanced"  # exponents 1.01 and 1.2 differ by less than their noise
+            call = operators.experts(gpu, tokens, hidden, width / tensor_ranks, choices, count, ranks, skew, name)
+            yield (
+                f"experts/{name}",
+                Samples(call, part["latency"] / 1e3, folds(hidden, width, choices, count, tensor_ranks, ranks)),
+            )
+
+
+MOE_FORMATS = {
+    "bfloat16": "bfloat16",
+    "fp8": "fp8",
+    "fp8_block": "fp8_block",
+    "nvfp4": "nvfp4",
+    "int4_wo": "int4_weight",
+    "w4a16_mxfp4": "mxfp4_weight",
+}
+
+
+def all_reduce(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
+    """The engine's own all-reduce, under CUDA graphs and launched one by one; a shape is the message size, of which
+    the table counts 2-byte elements."""
+    graph = table["backend"] if "backend" in table else np.full(len(table["latency"]), "graph")
+    for variant in ("graph", "eager"):
+        rows = np.array([name.endswith(variant) for name in graph.tolist()], dtype=np.bool_)
+        if rows.any():
+            size = table["message_size"][rows]
+            call = operators.collective(gpu, 2 * size, table["num_gpus"][rows])
+            yield f"all_reduce/{variant}", Samples(call, table["latency"][rows] / 1e3, folds(size))
+
+
+def _full_attention(table: Columns) -> NDArray[np.bool_]:
+    everything = np.ones(len(table["latency"]), dtype=np.bool_)
+    return everything & (table["window_size"] == 0) if "window_size" in table else everything
+
+
+def _by_head(table: Columns) -> Iterator[tuple[str, Columns]]:
+    for dim in np.unique(table["head_dim"]).tolist():
+        for kv_format in ("bfloat16", "fp8"):
+            rows = (table["head_dim"] == dim) & (table["kv_cache_dtype"] == kv_format)
+            if rows.sum() >= FEWEST_ROWS:
+                yield f"{dim}/{kv_format}", _rows(table, rows)
+
+
+FEWEST_ROWS = 1000
+"""A variant with fewer measurements gets no surface of its own."""
+
+
+def _attention_columns(table: Columns) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
+    names = ("batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim")
+    batch, length, heads, kv_heads, dim = (table[name].astype(np.float64) for name in names)
+    return batch, length, heads, kv_heads, dim, np.where(table["kv_cache_dtype"] == "fp8", 1.0, 2.0)
+
+
+def _rows(table: Columns, rows: NDArray[np.bool_]) -> Columns:
+    return {name: values[rows] for name, values in table.items()}
+
+
+Reader = Callable[[Columns, Gpu], Iterator[tuple[str, Samples]]]
+
+READERS: Mapping[str, Reader] = {
+    "gemm_perf": gemm,
+    "context_attention_perf": prefill_attention,
+    "generation_attention_perf": decode_attention,
+    "moe_perf": experts,
+    "custom_allreduce_perf": all_reduce,
+}
+"""Table -> what it holds: pairs of operator/variant and measured calls."""
+
+
+def measured_gpus(profiles: Path) -> tuple[str, ...]:
+    """GPUs of which the folder holds measurements. Raises InputError if there are none."""
+    root = _root(profiles)
+    found = tuple(name for name, folder in FOLDERS.items() if (root / folder).is_dir())
+    if not found:
+        known = ", ".join(FOLDERS.values())
+        raise InputError("no folder of a measured GPU in it", file=profiles, hint=f"known: {known}; or name one: --gpu")
+    return found
+
+
+def engines(profiles: Path, gpu_name: str, only: Sequence[str] = ()) -> dict[str, Path]:
+    """Engine -> its folder of measurements, the newest version; of ``only`` those. Raises InputError if none is."""
+    folder = _root(profiles) / FOLDERS.get(gpu_name, gpu_name)
+    found: dict[str, Path] = {}
+    if folder.is_dir():
+        for path in sorted(folder.iterdir(), key=lambda path: _version(path.name)):
+            if any((path / f"{table}.parquet").is_file() for table in READERS):
+                found[path.name.partition("_")[0]] = path
+    chosen = {name: path for name, path in found.items() if not only or name in only}
+    if not chosen:
+        known = f"known: {', '.join(found)}" if found else "needed: ENGINE_VERSION/gemm_perf.parquet"
+        raise InputError(
+            f"no measurements of {gpu_name}{' with ' + ', '.join(only) if only else ''}", file=folder, hint=known
+        )
+    return chosen
+
+
+def samples(folder: Path, gpu: Gpu, only: str = "") -> Iterator[tuple[str, Samples]]:
+    """All that a folder holds whose name begins with ``only``: ``kind/variant`` and its measured calls."""
+    for table, read in READERS.items():
+        path = folder / f"{table}.parquet"
+        kind = read.__name__
+        if path.is_file() and (kind.startswith(only) or only.startswith(kind)):
+            for name, each in read(_parquet(path), gpu):
+                if name.startswith(only):
+                    yield name, each
+
+
+def stream_share(folder: Path, gpu: Gpu) -> float:
+    """Share of the data sheet's memory bandwidth that GEMMs of up to 16 rows reach (95th percentile) with weights four
+    times the L2 cache."""
+    for _, each in samples(folder, gpu, "gemm/bfloat16"):
+        at = each.call.coordinates
+        weight_bytes = 2 * at["n"] * at["k"]
+        rows = (at["m"] <= 16) & (weight_bytes >= 4 * operators.figure(gpu, "l2_bytes"))
+        if rows.any():
+            return float(np.percentile(weight_bytes[rows] / each.seconds[rows], 95)) / gpu.hbm_bytes_per_s
+    return DEFAULT_STREAM_SHARE
+
+
+DEFAULT_STREAM_SHARE = 0.88
+"""Where no large GEMMs were measured: the middle of the GPUs where they were."""
+
+
+def _root(profiles: Path) -> Path:
+    inner = profiles / "aiconfigurator"
+    root = inner if inner.is_dir() else profiles
+    if not root.is_dir():
+        raise InputError("no such folder of measured profiles", file=profiles)
+    return root
+
+
+def _version(folder: str) -> tuple[int, ...]:
+    """1.3.0rc20 -> (1, 3, 0, 20)."""
+    version = folder.partition("_")[2].replace("rc", ".")
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _parquet(path: Path) -> Columns:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+    rows = columns["latency"] > 0  # below the timer's resolution
+    return _rows(columns, rows)

@@ -1,0 +1,32 @@
+"""docs/workloads.md is run, not read: scenarios are resolved, Python is executed, names are those that there are."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kvsim.scenario import seats
+from kvsim.scenario.resolve import resolve
+from kvsim.scenario.scenario import Scenario
+
+TEXT = (Path(__file__).parents[3] / "docs" / "workloads.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_every_block_runs(number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    language, text = BLOCKS[number]
+    if language == "yaml":
+        (tmp_path / "s.yaml").write_text(text)
+        trace = resolve(Scenario.load(tmp_path / "s.yaml")).trace
+        assert trace.rows is not None
+        assert trace.rows.replayed == len(trace) > 1000
+    else:
+        exec(text, {})
+        assert "TraceRows(read=" in capsys.readouterr().out
+
+
+def test_every_name_is_in_the_docs() -> None:
+    names = {name for _, table in seats.parts().values() for name in table}
+    for name in {*names, *seats.generators(), *seats.transforms()} - {"composed"}:
+        assert f"`{name}`" in TEXT or f"name: {name}" in TEXT, name
