@@ -95,6 +95,8 @@ class Simulation:
         self._recorder = Recorder(trace)
         self.now_ns = 0
         self._build_pools()
+        if any(replica.cache and replica.role != "mixed" for replica in self.replicas):
+            raise ValueError("prefix caching is modelled in mixed pools only")
         contents = Contents(trace) if any(replica.cache for replica in self.replicas) else None
         self._contents = contents or None
         self._has_more = trace.priority is not None or bool(contents)  # rows have more to them than times and lengths

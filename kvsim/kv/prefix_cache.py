@@ -129,7 +129,7 @@ class PrefixPool(PagedPool):
     # ---- questions
 
     def lookup(self, request: Request) -> int:
-        """Tokens of this request that are in KV, at most all but one; the decodes take part in step ``step`` - 1."""
+        """Tokens of this request that are in KV, at most all but one; with what decodes fill up to ``step``."""
         if self._unnamed + self.free_cached != self.free_blocks:
             self._settle()
         content = request.content

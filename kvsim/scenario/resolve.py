@@ -489,6 +489,14 @@ def _generate(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], 
     return trace
 
 
+def _cache_notes(pools: tuple[ResolvedPool, ...], trace: Trace) -> Iterator[str]:
+    """What is found in the prefix cache, where that needs saying."""
+    if not all(getattr(resolved.pool.kv, "enable_prefix_caching", False) for resolved in pools):
+        yield "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)"
+    elif trace.prefix_hashes is None and trace.segments is None:
+        yield "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
+
+
 def _transformed(
     scenario: Scenario, trace: Trace, keys: dict[str, Any], files: dict[Key, Path], allow_plugins: bool
 ) -> Trace:
@@ -513,14 +521,6 @@ def _transformed(
         for p, value in values.items():
             files |= dict(seats.files_in(value, (*key, p)))
     return trace
-
-
-def _cache_notes(pools: tuple[ResolvedPool, ...], trace: Trace) -> Iterator[str]:
-    """What is found in the prefix cache, where that needs saying."""
-    if not all(getattr(resolved.pool.kv, "enable_prefix_caching", False) for resolved in pools):
-        yield "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)"
-    elif trace.prefix_hashes is None and trace.segments is None:
-        yield "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
 
 
 def _notes(scenario: Scenario, model: ModelSpec, pools: tuple[ResolvedPool, ...], max_model_len: int) -> Iterator[str]:

@@ -119,8 +119,9 @@ def test_only_what_others_may_share_has_content() -> None:
         assert (content.tokens if content else 0) == min(12 * shared, trace.prompt_tokens[i])
 
 
-@pytest.mark.parametrize(
-    "name_and_look", list(kv_checks.looks(Paged(8, enable_prefix_caching=True))), ids=lambda x: x[0]
-)
+LOOKS = dict(kv_checks.looks(Paged(8, enable_prefix_caching=True)))
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_the_ledger_keeps_what_a_kv_manager_promises(look: Callable[[], str | None]) -> None:
     assert look() is None
