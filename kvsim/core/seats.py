@@ -329,10 +329,10 @@ class StepCost(Protocol):
 
     Scalar and vector forms must agree in the last bit: use + - * / sqrt, min, max and tables only. A cost that never
     prices a later step of a stretch below an earlier one may say so with ``longest_last = True``; one for which the
-    number of decodes and ``decode_context_tokens`` say all about a step of decodes, with ``reads_squares = False``; and
-    one for which it is a straight line may have ``decode_line(decodes) -> (fixed_s, context_token_s)``, where
-    ``fixed_s + context * context_token_s`` is ``step_s`` to the last bit. Each makes it quicker to simulate, and is
-    checked.
+    number of decodes and ``decode_context_tokens`` say all about a step of decodes, with ``reads_squares = False`` (it
+    is then asked for any context from 0 on); and one for which it is a straight line may have
+    ``decode_line(decodes) -> (fixed_s, context_token_s)``, where ``fixed_s + context * context_token_s`` is ``step_s``
+    to the last bit. Each makes it quicker to simulate, and is checked.
     """
 
     def step_s(self, shape: BatchShape) -> float:

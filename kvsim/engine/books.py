@@ -286,6 +286,9 @@ class Books(ReplicaState):
                 self.stretch_start_ns, self._durations, self._shape, self.decode_step, self._decodes, until_ns
             )
             return
+        if samples.every_step:  # the next row comes with the next step
+            samples.next_ns = FOREVER
+            return
         samples.skip_gap(until_ns)
         while samples.next_ns < until_ns:
             free = self.kv.free_blocks - self._booked_by(samples.next_ns)

@@ -86,6 +86,8 @@ class Simulation:
     def __init__(self, trace: Trace, cluster: Cluster, options: RunOptions) -> None:
         if options.decisions and options.mode != "step":
             raise ValueError("decisions are recorded step by step: use mode='step'")
+        if cluster.link and not cluster.pools[0].kv_bytes_per_token:
+            raise ValueError("a handoff sends at least one byte per token: kv_bytes_per_token of the first pool is 0")
         self._trace = trace
         self._cluster = cluster
         self._options = options

@@ -538,8 +538,8 @@ class Replica(Steps):
             self._sample(now_ns)
         self.kv.release(left, 0)
         self._changed = True
-        if self.due_ns == FOREVER and (self.waiting or self.running_now):
-            self._wake(now_ns)
+        if not self.stretch_steps and self.due_ns > self.boundary_ns + 1 and (self.waiting or self.running_now):
+            self._wake(now_ns)  # also if it sleeps until a review
             return True
         return False
 
