@@ -1,6 +1,11 @@
 """One request while it is alive: what was asked for, and how far it has got."""
 
-from typing import Final
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from kvsim.core.content import Content
 
 WAITING: Final = 0
 PREFILLING: Final = 1
@@ -26,6 +31,7 @@ class Request:
         "admission",
         "arrival_ns",
         "computed_tokens",
+        "content",
         "enters_ns",
         "finish_step",
         "gap_from_ns",
@@ -59,6 +65,7 @@ class Request:
         # ---- engine and KV pool
         self.enters_ns = arrival_ns  # at its present replica
         self.held_blocks = 0
+        self.content: Content | None = None  # what others may have in common with it; None: nothing
         self.admission = 0
         self.joined_step = 0
         self.finish_step = 0

@@ -5,7 +5,7 @@ parameters, so the scenario file, the checks and ``repr`` come for free. What it
 makes in ``start(...)``; the engine keeps it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -263,6 +263,43 @@ class KVPool(Protocol):
 
     def steps_until_short(self, step: int, limit: int) -> int:
         """The most steps (at most ``limit``) from ``step`` on whose growth fits in the free blocks."""
+        ...
+
+
+class CachingPool(KVPool, Protocol):
+    """A block ledger with prefix caching: blocks keep their content when they are free, and ``lookup`` finds them.
+
+    Such a pool says ``caches = True``. Requests that may share blocks have a ``Content``; a look-up comes right before
+    the questions and the allocation that it is for.
+    """
+
+    step: int  # decode steps taken, the one being planned included if the decodes take part in it
+    free_cached: int  # free blocks with content; those without are taken first
+    evicted: int  # blocks that lost their content so far
+    doubled: int  # blocks that requests hold beyond the first holder of each
+
+    def steps_until_more(self, request: Request) -> int | None:
+        """After a look-up: in how many steps a decode fills the next block that this request could use, if any."""
+        ...
+
+    def release(self, request: Request, context_tokens: int, *, resumes: bool = False) -> None:
+        """``context_tokens`` includes those of the step being planned. ``resumes``: it will look for its blocks."""
+        ...
+
+    def release_all(self, leaving: Iterable[tuple[Request, int]]) -> None:
+        """Release these requests in this order; what ``release`` says of them afterwards is nothing new."""
+        ...
+
+    def settle(self) -> None:
+        """Bring ``free_cached`` and ``evicted`` up to date."""
+        ...
+
+    def cached_blocks(self, held: Iterable[tuple[Request, int]]) -> int:
+        """Blocks with content, free or held, given every request that holds blocks and its tokens so far."""
+        ...
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Recount the books from what these requests, all that there are, hold. Raises AssertionError."""
         ...
 
 

@@ -99,8 +99,12 @@ COLUMNS: Final = (
     *("arrival_ns", "prompt_tokens", "output_tokens", "session", "think_ns", "priority"),
     *("tenant", "model", "images", "deadline_ns"),
 )
-RAGGED_COLUMNS: Final = ("wait_for", "prefix_hashes")
+RAGGED_COLUMNS: Final = ("wait_for", "prefix_hashes", "segments")
 """Columns of a Trace with one value per row, and with any number of values per row."""
+
+
+_LEFT_OUT: Final = 1 << 40
+"""What a row generates that is not in the trace any more is numbered from here on."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,9 @@ class Trace:
       behind the same id. Ids are numbered from 0 without gaps over the whole trace; readers renumber ids that a file
       keeps apart by session, or that name a block's own content only.
     - A block of the trace is not a KV block of an engine: a hit is worth tokens, and those are cut into KV blocks anew.
+    - ``segments`` (in place of ``prefix_hashes``) the prompt itself, as triples: row i holds (stream, first, tokens),
+      (stream, first, tokens), ... for so many tokens of an endless stream from ``first`` on. Two tokens are equal
+      exactly if stream and position are. Streams are numbered from 0; stream -1 - k is what row k generates.
 
     Provenance, filled in by readers: ``path``, ``format``, ``sha256``, ``rows``; ``origin_ns``, the first row's time
     since some midnight on the clock of the traced system, which gives hours of the day (None: not known). For the m
@@ -164,6 +171,7 @@ class Trace:
     wait_for: Ragged | None = None
     prefix_hashes: Ragged | None = None
     hash_block_tokens: int | None = None
+    segments: Ragged | None = None
     origin_ns: int | None = None
 
     def __len__(self) -> int:
@@ -208,6 +216,13 @@ class Trace:
             if int(self.prefix_hashes.values.min(initial=0)) < 0:
                 raise ValueError("prefix_hashes must not be negative")
 
+        if self.segments is not None:
+            if self.prefix_hashes is not None:
+                raise ValueError("segments and prefix_hashes exclude each other")
+            lengths = np.bincount(self.segments.rows[2::3], self.segments.values[2::3], minlength=n)
+            if bool((self.segments.counts % 3).any()) or bool((lengths != self.prompt_tokens).any()):
+                raise ValueError("segments must be triples whose lengths add up to prompt_tokens")
+
     def select(self, rows: NDArray[Any] | slice) -> "Trace":
         """The trace of some rows only: a slice, a mask, or positions in increasing order.
 
@@ -225,6 +240,15 @@ class Trace:
                 columns[name] = column[rows]
         if self.prefix_hashes is not None:
             columns["prefix_hashes"] = self.prefix_hashes.select(kept)
+        if self.segments is not None:
+            chosen = self.segments.select(kept)
+            values = chosen.values.copy()
+            rows_meant = -1 - values[0::3]
+            generated = (rows_meant >= 0) & (rows_meant < len(self))
+            moved = np.arange(len(self)) + _LEFT_OUT
+            moved[kept] = np.arange(len(kept))
+            values[0::3][generated] = -1 - moved[rows_meant[generated]]
+            columns["segments"] = Ragged(values, chosen.offsets)
         if self.wait_for is not None:
             chosen = self.wait_for.select(kept)
             moved = np.full(len(self), -1, np.int64)

@@ -56,16 +56,19 @@ class Books(ReplicaState):
         self.waiting.insert(self.ready_count, request)
         self.ready_count += 1
 
-    def preempt(self, request: Request) -> None:
-        """A running request loses its KV and waits again, ahead of those that have not run."""
+    def preempt(self, request: Request, scheduled: int) -> None:
+        """A running request loses its KV and waits again, ahead of those that have not run.
+
+        ``scheduled``: its tokens in the step being planned, out of which it is taken.
+        """
         if self.decisions:
             context = self.context_tokens_of(request)
-            blocks = max(request.held_blocks, self.kv.missing_blocks(Request(0, 0, 1, 1), context))
+            blocks = max(request.held_blocks, self.kv.missing_blocks(Request(0, 0, 1, 1), context + scheduled))
             generated = request.generated_tokens
             if request.state == DECODING:
                 generated += self.decode_step - request.joined_step
             self.decisions.preempted(request, context, generated, blocks)
-        self._drop_running(request)
+        self._drop_running(request, scheduled, resumes=True)
         request.computed_tokens = 0
         request.state = WAITING
         request.preemptions += 1
@@ -74,8 +77,8 @@ class Books(ReplicaState):
         self.waiting_tokens += request.target_tokens
         self._changed = True
 
-    def _drop_running(self, request: Request) -> None:
-        """Out of the running list, with all its blocks."""
+    def _drop_running(self, request: Request, scheduled: int = 0, resumes: bool = False) -> None:
+        """Out of the running list, with all its blocks, those for ``scheduled`` tokens of this step included."""
         del self.running_now[request]
         if request.state == DECODING:
             self._leave_decodes(request)
@@ -83,7 +86,10 @@ class Books(ReplicaState):
             self.other_context -= request.computed_tokens
             if request in self.prefilling:
                 self.prefilling.remove(request)
-        self.kv.release(request, request.computed_tokens)
+        if resumes and self.cache:
+            self.cache.release(request, request.computed_tokens + scheduled, resumes=True)
+        else:
+            self.kv.release(request, request.computed_tokens + scheduled)
 
     def _join_decodes(self, request: Request, context: int) -> None:
         """From the next step on it decodes, with this context; its last token came at ``gap_from_ns``."""
@@ -283,9 +289,10 @@ class Books(ReplicaState):
         samples.skip_gap(until_ns)
         while samples.next_ns < until_ns:
             free = self.kv.free_blocks - self._booked_by(samples.next_ns)
+            cached = min(free, self.cache.free_cached) if self.cache else 0
             samples.add((
                 samples.next_ns, 0, len(self.waiting), len(self.running_now), 0, 0, 0,
-                self.total_blocks - free, 0, free,
+                self.total_blocks - free, cached, free - cached,
             ))  # fmt: skip
 
     def _sample_steps(
@@ -309,12 +316,13 @@ class Books(ReplicaState):
             free = kv.free_blocks - self._booked_by(time_ns)
             if i and decodes:
                 free -= kv.growth_blocks(decode_step + 1, i)
+            cached = min(free, self.cache.free_cached) if self.cache else 0  # blocks without content are taken first
             waiting = len(self.waiting)
             if inbox and inbox[0].enters_ns <= time_ns:
                 waiting += sum(request.enters_ns <= time_ns and request.state != ENDED for request in inbox)
             samples.add((
                 time_ns, int(durations[i]), waiting, len(self.running_now), prefill + batch_decodes, prefill,
-                batch_decodes, self.total_blocks - free, 0, free,
+                batch_decodes, self.total_blocks - free, cached, free - cached,
             ))  # fmt: skip
             if samples.every_step:
                 samples.next_ns = end_ns if i + 1 < self.stretch_steps else FOREVER
@@ -339,6 +347,9 @@ class Books(ReplicaState):
                 held = max(held, request.held_blocks)
             blocks += held
         blocks += sum(request.held_blocks for request in self.waiting)
+        if self.cache:
+            self.cache.check([*self.running_now, *self.waiting])
+            blocks -= self.cache.doubled
         counted = (
             decodes,
             context,

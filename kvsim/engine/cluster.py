@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from simpy.events import Event
 
 from kvsim.core.cluster import Cluster, Pool, RunOptions
+from kvsim.core.content import Contents
 from kvsim.core.request import ENDED, OFFERED, SENDING, Request
 from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
 from kvsim.core.trace import Trace
@@ -94,6 +95,11 @@ class Simulation:
         self._recorder = Recorder(trace)
         self.now_ns = 0
         self._build_pools()
+        if any(replica.cache and replica.role != "mixed" for replica in self.replicas):
+            raise ValueError("prefix caching is modelled in mixed pools only")
+        contents = Contents(trace) if any(replica.cache for replica in self.replicas) else None
+        self._contents = contents or None
+        self._has_more = trace.priority is not None or bool(contents)  # rows have more to them than times and lengths
         self._quiet = not any(replica.eager for replica in self.replicas)
         self._replica_column = self._recorder.columns.replica_prefill
         self._max_model_len = cluster.max_model_len
@@ -350,6 +356,8 @@ class Simulation:
             self._reject(i, _POOL_TOO_SMALL, now)
             return
         request = Request(i, now, prompt_tokens, output_tokens)
+        if self._has_more:
+            self._complete(request)
         if self._dynamic:
             request.watched = self._options.max_concurrency is not None or self._has_next_turn(i)
         replica = self._only_replica or self._pools[0].route(request, now)
@@ -376,7 +384,7 @@ class Simulation:
         pool = self._pools[0]
         if only and self._rows_fit and rows[-1][1] <= horizon_ns:
             self._recorder.columns.arrays["replica_prefill"][rows[0][0] : rows[-1][0] + 1] = only.id
-            only.enqueue_rows(rows)
+            only.enqueue_rows(rows, self._complete if self._has_more else None)
             self._sent += len(rows)
             self._read_ahead()
             return
@@ -389,12 +397,21 @@ class Simulation:
                 self._send(row, arrival_ns)
             else:
                 request = Request(i, arrival_ns, prompt_tokens, output_tokens)
+                if self._has_more:
+                    self._complete(request)
                 replica = only or pool.route(request, arrival_ns)
                 column[i] = replica.id
                 replica.enqueue(request, arrival_ns)
                 self._sent += 1
             self._rows_at += 1
         self._read_ahead()
+
+    def _complete(self, request: Request) -> None:
+        """What the trace says of it besides time and lengths."""
+        if self._trace.priority is not None:
+            request.priority = int(self._trace.priority[request.id])
+        if self._contents:
+            request.content = self._contents.of(request.id, request.prompt_tokens, request.output_tokens)
 
     def _fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Could this request's KV ever fit in the pools it passes through?"""
@@ -605,7 +622,6 @@ class Simulation:
         recorder = self._recorder
         columns = recorder.columns.arrays
         trace = self._trace
-        n = len(trace)
         if not self._dynamic:
             sent = self._first_turns[: self._read_rows - len(self._rows) + self._rows_at]
             columns["arrival_ns"][sent] = trace.arrival_ns[sent]
@@ -648,7 +664,7 @@ class Simulation:
             output_tokens=columns["output_tokens"],
             generated_tokens=columns["generated_tokens"],
             computed_tokens=columns["computed_tokens"],
-            cached_tokens=np.zeros(n, np.int64),
+            cached_tokens=columns["cached_tokens"],
             preemptions=columns["preemptions"],
             max_gap_ns=columns["max_gap_ns"],
             replica_prefill=columns["replica_prefill"],

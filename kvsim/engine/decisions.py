@@ -18,13 +18,14 @@ class DecisionRecorder:
     Keys: ``step start_ns end_ns``; parallel lists in scheduling order ``id n c k`` (request, tokens, context
     before, kind ``d`` or ``p``); only where not empty ``arrived admitted preempted alloc_failed finished``;
     ``prefill_tokens decode_requests context_tokens``; ``waiting running free_blocks`` after scheduling and
-    ``free_blocks_end`` after results.
+    ``free_blocks_end`` after results; with prefix caching ``evicted`` where not 0, and ``cached_blocks`` at the end.
     """
 
     def __init__(self, replica_id: int, write: Callable[[int, dict[str, Any]], None]) -> None:
         self._replica_id = replica_id
         self._write = write
         self._step = 0
+        self._evicted = 0
         self._current: dict[str, Any] | None = None
         self._arrived: list[int] = []
         self._admitted: list[list[int]] = []
@@ -80,12 +81,15 @@ class DecisionRecorder:
         current.update(
             waiting=len(replica.waiting), running=len(replica.running_now), free_blocks=replica.kv.free_blocks
         )
+        if replica.cache:
+            replica.cache.settle()
+            if replica.cache.evicted > self._evicted:
+                current["evicted"] = replica.cache.evicted - self._evicted
+                self._evicted = replica.cache.evicted
         self._step += 1
-        if ids:
-            self._current = current
-        else:
-            current["free_blocks_end"] = replica.kv.free_blocks
-            self._write(self._replica_id, current)
+        self._current = current
+        if not ids:
+            self.applied(replica)
 
     def applied(self, replica: ReplicaState) -> None:
         """The step has ended."""
@@ -95,5 +99,8 @@ class DecisionRecorder:
             current["finished"] = [request_id for _, request_id in sorted(self._finished)]
             self._finished.clear()
         current["free_blocks_end"] = replica.kv.free_blocks
+        if replica.cache:
+            running = replica.running_now
+            current["cached_blocks"] = replica.cache.cached_blocks((r, replica.context_tokens_of(r)) for r in running)
         self._write(self._replica_id, current)
         self._current = None

@@ -113,17 +113,23 @@ class Plan:
         waiting = replica.waiting
         if request.state != WAITING or waiting[0] is not request:
             raise ValueError(f"only the head of the waiting queue can be admitted, not {request!r}")
+        kv = replica.kv
         context = request.computed_tokens
+        found = 0
+        if request.content is not None:
+            self._tell_step()
+            found = kv.lookup(request)
+            context += found
         tokens = left = request.target_tokens - context
         if max_tokens is not None and tokens > max_tokens:
             tokens = max_tokens
         if tokens > self.budget_tokens:
             if whole:
+                self._look_again(request)
                 return False
             tokens = self.budget_tokens
         if tokens <= 0:
             return False
-        kv = replica.kv
         if (
             (reserve_full and tokens < left and not kv.can_admit(request, request.target_tokens, keep_free_blocks))
             or (keep_free_blocks and not kv.can_admit(request, context + tokens, keep_free_blocks))
@@ -131,12 +137,16 @@ class Plan:
         ):
             if self.refused is not None:
                 self.refused.append((request.id, "w"))
+            self._look_again(request)
             return False
         waiting.popleft()
-        replica.waiting_tokens -= left
-        if replica.ready_count:
+        replica.waiting_tokens -= left + found
+        if replica.ready_count and request.computed_tokens:
             replica.ready_count -= 1
-        if not request.admission and not context:
+        if found:
+            replica.cached_column[request.id] += found
+            request.computed_tokens = context
+        if not request.admission and context == found:
             replica.first_scheduled_column[request.id] = replica.boundary_ns
         replica.admissions = request.admission = replica.admissions + 1
         request.state = PREFILLING
@@ -171,6 +181,8 @@ class Plan:
             tokens = self.budget_tokens
         if tokens <= 0:
             return 0
+        if request.content is not None:
+            self._tell_step()
         if not self._replica.kv.allocate(request, context + tokens):
             if self.refused is not None:
                 self.refused.append((request.id, "r"))
@@ -186,18 +198,18 @@ class Plan:
         if self.runs is None:
             replica.kv.free_blocks += self.growth
             self.growth = 0
+        scheduled = 0
         if request.state == DECODING:
             if self.runs is None:
                 if not self.decodes_held:
                     self.budget_tokens += 1
             elif request in self.runs:
-                blocks = self.runs.pop(request)
-                replica.kv.free_blocks += blocks
-                self.growth -= blocks
+                self.growth -= self.runs.pop(request)
                 self.budget_tokens += 1
+                scheduled = 1
         else:
-            self._unbook(request)
-        replica.preempt(request)
+            scheduled = self._unbook(request)
+        replica.preempt(request, scheduled)
         self.preempted += 1
         if self.runs is None and not self.decodes_held:
             self._take_growth()
@@ -320,11 +332,29 @@ class Plan:
             shape.prefill_chunk_contexts += tokens * context
             shape.prefill_context_tokens += context
 
-    def _unbook(self, request: Request) -> None:
-        """Undo this request's chunk, if any: the tokens return to the budget, the blocks go with all it holds."""
+    def _tell_step(self) -> None:
+        """The blocks that decodes fill in this step have their content from now on, if all decodes take part."""
+        replica = self._replica
+        assert replica.cache
+        all_run = not self.decodes_held if self.runs is None else len(self.runs) == replica.decoding_count
+        replica.cache.step = replica.decode_step + all_run
+
+    def _look_again(self, request: Request) -> None:
+        """It was refused with what it found. Once a decode has registered what it would find next, ask again."""
+        if request.content is not None:
+            assert self._replica.cache
+            steps = self._replica.cache.steps_until_more(request)
+            if steps is not None:
+                self.review_after(steps)
+
+    def _unbook(self, request: Request) -> int:
+        """Undo this request's chunk, if any: the tokens return to the budget, the blocks go with all it holds.
+
+        Returns its tokens.
+        """
         chunk = next((chunk for chunk in self.chunks if chunk[0] is request), None)
         if chunk is None:
-            return
+            return 0
         self.chunks.remove(chunk)
         _, context, tokens = chunk
         self.budget_tokens += tokens
@@ -342,3 +372,4 @@ class Plan:
             shape.prefill_chunk_squares -= tokens * tokens
             shape.prefill_chunk_contexts -= tokens * context
             shape.prefill_context_tokens -= context
+        return tokens

@@ -200,6 +200,7 @@ class RequestColumns:
     __slots__ = (
         "arrays",
         "arrival_ns",
+        "cached_tokens",
         "client_queue_ns",
         "computed_tokens",
         "finish_ns",
@@ -216,6 +217,7 @@ class RequestColumns:
     )
 
     arrival_ns: memoryview[int]
+    cached_tokens: memoryview[int]
     client_queue_ns: memoryview[int]
     computed_tokens: memoryview[int]
     finish_ns: memoryview[int]
@@ -233,8 +235,9 @@ class RequestColumns:
     def __init__(self, trace: Trace) -> None:
         fill = dict.fromkeys(self.__slots__[1:], NEVER)
         fill.update(
-            client_queue_ns=0, computed_tokens=0, generated_tokens=0, preemptions=0, reason=0, status=UNFINISHED
-        )
+            cached_tokens=0, client_queue_ns=0, computed_tokens=0, generated_tokens=0, preemptions=0, reason=0,
+            status=UNFINISHED,
+        )  # fmt: skip
         self.arrays = {name: np.full(len(trace), value, np.int64) for name, value in fill.items()}
         self.arrays["output_tokens"][:] = trace.output_tokens
         for name, column in self.arrays.items():

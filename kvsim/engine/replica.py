@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import accumulate
 
@@ -90,7 +90,7 @@ class Replica(Steps):
         (
             inbox, waiting, prefilling, running_now, finishing, kv, growth_blocks, release, join, step_s, steps_s,
             decode_line, gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks,
-            behind, bookings, paces, paced, finish_column, max_gap_column, first_token_column, computed_column,
+            behind, bookings, paces, paced, finish_column, max_gap_column, first_token_column, computed_column, cache,
         ) = self._tools  # fmt: skip
         sample_ns = samples.next_ns
         steps_run = stretches_run = 0
@@ -316,6 +316,8 @@ class Replica(Steps):
                         gap_starts.pop()
                     gap_sizes.append(largest)
                     gap_starts.append(start)
+                if cache and chunks and finishing and finishing[0][0] <= step:
+                    self._release_in_order(chunks, step)
                 while finishing and finishing[0][0] <= step:
                     finish, admission, request = heappop(finishing)
                     if request.finish_step != finish or request.admission != admission or request.state != DECODING:
@@ -343,10 +345,10 @@ class Replica(Steps):
                 for request, before, chunk in chunks:
                     after = before + chunk
                     if (
-                        before
-                        or request.generated_tokens
+                        request.generated_tokens
                         or request.output_tokens == 1
                         or after < request.target_tokens
+                        or (before and prefilling)
                     ):
                         self.boundary_ns = start
                         self.decoding_count = decodes
@@ -358,6 +360,8 @@ class Replica(Steps):
                         continue
                     # A fresh prompt in one chunk, the common case of ``_apply_chunk``.
                     tokens += 1
+                    if before:
+                        self.other_context -= before  # found in the cache
                     computed_column[request.id] += chunk
                     first_token_column[request.id] = request.gap_from_ns = end
                     request.generated_tokens = 1
@@ -479,10 +483,16 @@ class Replica(Steps):
         if self.eager or len(self.inbox) >= _INBOX:
             self.settle(now_ns)
 
-    def enqueue_rows(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
+    def enqueue_rows(
+        self, rows: Sequence[tuple[int, int, int, int]], complete: Callable[[Request], None] | None
+    ) -> None:
         """The same for many requests (id, arrival ns, prompt tokens, output tokens) that nobody watches."""
         for first in range(0, len(rows), _INBOX):
-            self.inbox.extend([Request(*row) for row in rows[first : first + _INBOX]])
+            requests = [Request(*row) for row in rows[first : first + _INBOX]]
+            if complete:
+                for request in requests:
+                    complete(request)
+            self.inbox.extend(requests)
             self.settle(self.inbox[-1].enters_ns)
 
     def _arrive_in_flight(self, first_ns: int, now_ns: int) -> None:

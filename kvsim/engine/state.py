@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from kvsim.core.cluster import Pool
 from kvsim.core.request import DECODING, Request
+from kvsim.core.seats import CachingPool
 from kvsim.core.shape import BatchShape
 from kvsim.engine.clock import FOREVER
 from kvsim.engine.pace import LARGEST_BATCH, DecodePace
@@ -32,6 +34,35 @@ class Waiting(deque[Request]):
     @property
     def first(self) -> Request:
         return self[0]
+
+
+class WaitingByPriority(Waiting):
+    """The same, by (priority, arrival, id): where a request is put makes no difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keys: list[tuple[int, int, int]] = []
+
+    def append(self, request: Request) -> None:
+        self._put(request)
+
+    def insert(self, position: int, request: Request) -> None:
+        self._put(request)
+
+    def _put(self, request: Request) -> None:
+        key = (request.priority, request.arrival_ns, request.id)
+        position = bisect_left(self._keys, key)
+        self._keys.insert(position, key)
+        super().insert(position, request)
+
+    def popleft(self) -> Request:
+        del self._keys[0]
+        return super().popleft()
+
+    def remove(self, request: Request) -> None:
+        position = self.index(request)
+        del self._keys[position]
+        super().remove(request)
 
 
 class ReplicaState:
@@ -102,6 +133,8 @@ class ReplicaState:
         "admissions",
         "bookings",
         "boundary_ns",
+        "cache",
+        "cached_column",
         "decisions",
         "decode_step",
         "decoding_count",
@@ -146,6 +179,7 @@ class ReplicaState:
         self.id = id
         self.role = pool.role
         self.kv = pool.kv.start(pool.kv_blocks)
+        self.cache = cast(CachingPool, self.kv) if getattr(self.kv, "caches", False) else None
         self.total_blocks = pool.kv_blocks
         self.peak_used_blocks = 0
         self._scheduler = pool.scheduler
@@ -158,6 +192,7 @@ class ReplicaState:
         self._gaps = recorder.gaps
         columns = recorder.columns
         self.first_scheduled_column = columns.first_scheduled_ns
+        self.cached_column = columns.cached_tokens
         self._finish_column = columns.finish_ns
         self._max_gap_column = columns.max_gap_ns
         self._samples = samples
@@ -168,7 +203,8 @@ class ReplicaState:
         self.decisions = decisions
         self._check_laws = check_laws
         # requests
-        self.waiting = Waiting()
+        by_priority = getattr(pool.scheduler, "policy", "fcfs") == "priority"
+        self.waiting = WaitingByPriority() if by_priority else Waiting()
         self.ready_count = 0  # how many at the head of the queue were delivered with their KV
         self.waiting_tokens = 0
         self.inbox: deque[Request] = deque()  # arrived, not yet looked at
@@ -234,7 +270,7 @@ class ReplicaState:
             self._gap_starts, self._gap_sizes, self._gaps.values, self._gaps.runs, self._decode_shape,
             samples, self._longest_last, self.total_blocks,
             self._behind, self.bookings, pace.tables, paced, columns.finish_ns,
-            columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens,
+            columns.max_gap_ns, columns.first_token_ns, columns.computed_tokens, self.cache,
         )  # fmt: skip
         if decisions:
             self._plan.refused = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from heapq import heappop
 
 import numpy as np
@@ -250,6 +251,8 @@ class Steps(Books):
                 self._shared_gap(start, largest)
             self._cohort_ns = end
             finishing = self._finishing
+            if self.cache and self._chunks and finishing and finishing[0][0] <= step:
+                self._release_in_order(self._chunks, step)
             while finishing and finishing[0][0] <= step:
                 finish, admission, request = heappop(finishing)
                 if request.finish_step == finish and request.admission == admission and request.state == DECODING:
@@ -317,6 +320,27 @@ class Steps(Books):
         else:
             self._join_decodes(request, context)
         return 1
+
+    def _release_in_order(self, chunks: Sequence[tuple[Request, int, int]], step: int) -> None:
+        """Decodes end with this step. If requests end with a chunk as well, all give back their blocks as scheduled.
+
+        Which blocks are reused first depends on it.
+        """
+        leaving = [
+            (request, before + tokens)
+            for request, before, tokens in chunks
+            if before + tokens == request.target_tokens
+            and request.generated_tokens + 1 == request.output_tokens
+            and request.state != ENDED
+        ]
+        if leaving:
+            for finish, admission, request in self._finishing:
+                is_valid = request.finish_step == finish and request.admission == admission
+                if finish <= step and is_valid and request.state == DECODING:
+                    leaving.append((request, request.prompt_tokens + request.output_tokens - 1))
+            leaving.sort(key=lambda entry: entry[0].admission)
+            assert self.cache
+            self.cache.release_all(leaving)
 
     def _finish_decode(self, request: Request, end: int) -> None:
         """Its last token came with this step."""

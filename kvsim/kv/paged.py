@@ -100,6 +100,9 @@ class PagedPool:
 class Paged:
     """Blocks of ``block_size`` tokens, allocated for the tokens scheduled now and nothing ahead (vLLM, PagedAttention).
 
+    ``enable_prefix_caching``: blocks keep their content when they are free, and a request begins with those of its
+    prompt that are there (``kvsim/kv/prefix_cache.py``).
+
     Source: Kwon et al., SOSP 2023; what is allocated when: rules 8 to 13 of the recorded vLLM 0.33 scheduler.
 
     >>> pool = Paged(block_size=16).start(4)
@@ -111,8 +114,13 @@ class Paged:
     """
 
     block_size: int = 16
+    enable_prefix_caching: bool = False
 
     def start(self, total_blocks: int) -> PagedPool:
+        if self.enable_prefix_caching:
+            from kvsim.kv.prefix_cache import PrefixPool
+
+            return PrefixPool(total_blocks, self.block_size)
         return PagedPool(total_blocks, self.block_size)
 
     def stored(self, context_tokens: int) -> int:

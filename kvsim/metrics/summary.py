@@ -201,10 +201,10 @@ def _busiest_second(log: RunLog, cut: Window) -> float | None:
 
 
 def _hit_frac(log: RunLog, arrived: NDArray[np.bool_]) -> float | None:
-    """Prompt tokens found in the cache / prompt tokens looked up; None if nothing was ever found."""
+    """Tokens found in the cache / tokens found or computed in prefill, resumed requests included; None if never any."""
     looked_up = arrived & (log.first_scheduled_ns != NEVER)
     hits = int(log.cached_tokens[looked_up].sum())
-    return hits / int(log.prompt_tokens[looked_up].sum()) if hits else None
+    return hits / (hits + int(log.computed_tokens[looked_up].sum())) if hits else None
 
 
 def _peak_kv_usage_frac(log: RunLog) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kvsim.scenario.units import parse_bytes
 
@@ -70,16 +70,6 @@ class KVKeys(SeatKeys):
         default="auto",
         description="Format of a KV value: auto (16 bit), fp8, fp8_e4m3, fp8_e5m2, fp8_ds_mla, nvfp4 or nvfp4_ds_mla.",
     )
-    enable_prefix_caching: Literal[False] = Field(
-        default=False, description="Only false: prefix caching is not modelled yet."
-    )
-
-    @field_validator("enable_prefix_caching", mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        if value is True:
-            raise ValueError("prefix caching is not modelled yet; leave it out or set it to false")
-        return value
 
 
 class TraceKeys(Section):

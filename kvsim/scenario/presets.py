@@ -74,16 +74,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             batch_by_memory=((160 * GIB, 1024, 16384), (70 * GIB, 1024, 8192), (0, 256, 2048)),
             small_batch_gpus=("a100", "gb10"),
             memory=ENGINES["vllm@0.33"],
-            notes=(
-                "prefix caching: off (not modelled yet; vLLM's default is on)",
-                "async scheduling: off (not modelled yet; vLLM turns it on where the executor supports it)",
-            ),
+            notes=("async scheduling: off (not modelled yet; vLLM turns it on where the executor supports it)",),
             ignored={
                 "max_num_active_seqs": _NOT_YET,
                 "max_num_queued_reqs": _NOT_YET,
                 "max_num_queued_tokens": _NOT_YET,
                 "prefill_schedule_interval": _NOT_YET,
-                "scheduling_policy": _NOT_YET,
+                "scheduling_policy": "is written scheduler.policy here",
                 "async_scheduling": _NOT_YET,
                 "stream_interval": _NOT_YET,
                 "performance_mode": _NOT_YET,

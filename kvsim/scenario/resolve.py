@@ -126,7 +126,12 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True, read: Read = read
             horizon_ns=_ns(scenario.measure.horizon_s),
             timeline_instants=scenario.measure.timeline_instants,
         ),
-        notes=(*preset.notes, *_notes(scenario, model, pools, max_model_len), *_trace_notes(scenario, trace)),
+        notes=(
+            *_cache_notes(pools, trace),
+            *preset.notes,
+            *_notes(scenario, model, pools, max_model_len),
+            *_trace_notes(scenario, trace),
+        ),
         keys=keys,
         checksums=checksums,
         scenario_hash=scenario_hash(keys, checksums),
@@ -219,7 +224,6 @@ class _PoolResolver:
             written[seat] = {"name": self._name(seat), **seats.values_of(policy)}
             files |= {(seat, field): path for field, path in seats.files_of(policy)}
         written["kv"] |= self._memory() | {"kv_cache_dtype": self._own("kv")[0].kv_cache_dtype}
-        written["kv"] |= {"enable_prefix_caching": False}
         return ResolvedPool(
             pool=Pool(
                 role=self.keys.role,
@@ -360,6 +364,12 @@ class _PoolResolver:
 
     def _kv(self, model: ModelSpec, gpu: Gpu, layout: Layout, scheduler: Any) -> tuple[Any, KVLedger]:
         kv, key = self._seat("kv", block_size=self.preset.block_size)
+        if self.keys.role != "mixed" and getattr(kv, "enable_prefix_caching", False):
+            raise self.scenario.source.error(
+                f"prefix caching is modelled in mixed pools only, this is a {self.keys.role} pool",
+                (*key, "enable_prefix_caching"),
+                "leave it out or set it to false",
+            )
         memory = self._memory()
         try:
             ledger = kv_ledger(
@@ -477,6 +487,14 @@ def _generate(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], 
     for p in parameters:
         files |= dict(seats.files_in(values[p], (*key, p)))
     return trace
+
+
+def _cache_notes(pools: tuple[ResolvedPool, ...], trace: Trace) -> Iterator[str]:
+    """What is found in the prefix cache, where that needs saying."""
+    if not all(getattr(resolved.pool.kv, "enable_prefix_caching", False) for resolved in pools):
+        yield "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)"
+    elif trace.prefix_hashes is None and trace.segments is None:
+        yield "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
 
 
 def _transformed(

@@ -1,7 +1,9 @@
 """Continuous batching with chunked prefill, as vLLM's V1 scheduler does it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from kvsim.core.request import WAITING, Request
 from kvsim.core.seats import Plan, ReplicaView
 
 
@@ -14,6 +16,8 @@ class ChunkedPrefill:
     short the youngest is preempted, for recomputation, until the rest fit [14]; a step that preempted admits nothing
     [4]; nobody overtakes a refused head [5]. ``scheduler_reserve_full_isl`` admits only if blocks for the whole prompt
     are free at that moment [10]; ``watermark`` is the share of blocks kept free on admission while anything runs [12].
+    With ``policy`` priority the waiting queue is ordered by (priority, arrival, id) [18], and the victim is the running
+    request with the largest (priority, arrival), of equals the one admitted first [19, 20].
     """
 
     max_num_seqs: int = 256
@@ -23,6 +27,7 @@ class ChunkedPrefill:
     enable_chunked_prefill: bool = True
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
+    policy: Literal["fcfs", "priority"] = "fcfs"
 
     every_step = False
     preempts_by_choice = False
@@ -33,11 +38,14 @@ class ChunkedPrefill:
             for request in plan.in_order():
                 if plan.budget_tokens == 0:
                     break
-                while not plan.run(request, max_chunk):
-                    victim = replica.youngest
+                tokens = plan.budget_tokens if max_chunk is None else min(max_chunk, plan.budget_tokens)
+                while not plan.run(request, tokens):  # not more of them when a victim gives some back
+                    victim = self._victim(replica)
                     plan.preempt(victim)
                     if victim is request:
-                        return
+                        break
+                if request.state == WAITING and self.policy == "fcfs":
+                    return
         else:
             for request in replica.prefilling:
                 plan.prefill(request, max_chunk)
@@ -56,6 +64,12 @@ class ChunkedPrefill:
                 keep_free_blocks=keep_free_blocks,
             ):
                 return
+
+    def _victim(self, replica: ReplicaView) -> Request:
+        """Who gives up its blocks when a running request finds none."""
+        if self.policy == "priority":
+            return max(replica.running, key=lambda request: (request.priority, request.arrival_ns))
+        return replica.youngest
 
     def _max_chunk(self, replica: ReplicaView) -> int | None:
         """Most tokens of one prompt in one step; None without a limit."""

@@ -21,7 +21,7 @@ import numpy as np
 from kvsim.core.cluster import Cluster, Pool, RunOptions
 from kvsim.core.errors import InputError
 from kvsim.core.runlog import NEVER, STATUS_NAMES, RunLog
-from kvsim.core.trace import Trace
+from kvsim.core.trace import Ragged, Trace
 from kvsim.costs.affine import Affine
 from kvsim.engine import simulate
 from kvsim.hardware import load_gpu
@@ -85,7 +85,13 @@ class Recording:
         def column(name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
             return np.array([int(row[name]) for row in self.requests], dtype=np.int64)
 
-        return Trace(column("arrival_ns"), column("prompt_tokens"), column("max_tokens"), priority=column("priority"))
+        return Trace(
+            column("arrival_ns"),
+            column("prompt_tokens"),
+            column("max_tokens"),
+            priority=column("priority"),
+            segments=_segments([row["segments"] for row in self.requests]) if "segments" in self.requests[0] else None,
+        )
 
     def cluster(self) -> Cluster:
         """One replica with the recording's parameters. Raises InputError if one of them is not modelled."""
@@ -255,6 +261,22 @@ def _outcomes(log: RunLog) -> Iterator[dict[str, Any]]:
             "cached_tokens": int(log.cached_tokens[i]),
             **{name: None if time_ns == NEVER else time_ns for name, time_ns in times.items()},
         }
+
+
+def _segments(prompts: Sequence[str]) -> Ragged:
+    """``name[a:b];...`` of each row as triples (stream, a, b - a); ``o7`` is what row 7 generates."""
+    numbers: dict[str, int] = {}
+    values: list[int] = []
+    offsets = [0]
+    for prompt in prompts:
+        for segment in prompt.split(";"):
+            name, _, bounds = segment.removesuffix("]").partition("[")
+            first, _, end = bounds.partition(":")
+            generated = name[0] == "o" and name[1:].isdigit()
+            stream = -1 - int(name[1:]) if generated else numbers.setdefault(name, len(numbers))
+            values += (stream, int(first), int(end) - int(first))
+        offsets.append(len(values))
+    return Ragged(np.array(values, np.int64), np.array(offsets, np.int64))
 
 
 def _fields(policy: type) -> set[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kvsim.testing.conformance import Mode, Recording, compare, load, replay
-from tests.differential.recordings import FCFS_CASES, OWN, OWN_CASES, shared
+from tests.differential.recordings import CASES, OWN, OWN_CASES, shared
 
 
 def check(recording: Recording, mode: Mode) -> None:
@@ -14,13 +14,13 @@ def check(recording: Recording, mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["leap", "step"])
-@pytest.mark.parametrize("case", FCFS_CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_the_engine_decides_as_vllm(shared_data: Path, case: str, mode: Mode) -> None:
     check(shared(shared_data, case), mode)
 
 
 @pytest.mark.parametrize("mode", ["leap", "step"])
-@pytest.mark.parametrize("case", FCFS_CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_laws_hold_and_what_is_stuck_is_diagnosed(shared_data: Path, case: str, mode: Mode) -> None:
     recording = shared(shared_data, case)
     log, _ = replay(recording, mode, check_laws=True)

@@ -4,11 +4,13 @@ The numbers are those of the recorded rules (``vllm_decisions/README.md`` of the
 hold 4 tokens. ``PLAYERS`` says who is asked; vLLM 0.33.0 itself, asked through ``tools/record_vllm``, answers the same.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import pytest
 
+from kvsim.testing.conformance import Recording, replay
 from tests.differential.test_model_recordings import tokens_of
 from tests.vllm_model import Config, Request, VllmModel
 
@@ -18,29 +20,49 @@ Row = tuple[float, str, int] | tuple[float, str, int, int]
 """Arrival in ms, prompt in segments, output tokens, and priority (0 if left out)."""
 
 
+WORLD: dict[str, Any] = {
+    "usable_blocks": 100,
+    "block_size": 4,
+    "max_model_len": 200,
+    "max_num_seqs": 8,
+    "max_num_batched_tokens": 16,
+}
+
+
 class Play(Protocol):
     def __call__(self, *rows: Row, **config: Any) -> list[Step]: ...
 
 
 def play_model(*rows: Row, **config: Any) -> list[Step]:
-    defaults: dict[str, Any] = {
-        "usable_blocks": 100,
-        "block_size": 4,
-        "max_model_len": 200,
-        "max_num_seqs": 8,
-        "max_num_batched_tokens": 16,
-    }
     requests = [
         Request(index, round(row[0] * MS), tokens_of(row[1]), row[2], row[3] if len(row) > 3 else 0)
         for index, row in enumerate(rows)
     ]
-    model = VllmModel(Config(**(defaults | config)), lambda prefill, decodes, context: MS, requests)
+    model = VllmModel(Config(**(WORLD | config)), lambda prefill, decodes, context: MS, requests)
     model.run(1000)
     model.pool.check(request.table for request in requests)
     return model.steps
 
 
-PLAYERS: dict[str, Callable[..., list[Step]]] = {"model": play_model}
+def play_engine(*rows: Row, **config: Any) -> list[Step]:
+    cost = {"base_ns": MS, "per_prefill_token_ns": 0, "per_decode_request_ns": 0, "per_context_token_ns": 0}
+    requests = [
+        {
+            "id": str(index),
+            "arrival_ns": str(round(row[0] * MS)),
+            "prompt_tokens": str(len(tokens_of(row[1]))),
+            "max_tokens": str(row[2]),
+            "priority": str(row[3] if len(row) > 3 else 0),
+            "segments": row[1],
+        }
+        for index, row in enumerate(rows)
+    ]
+    full = dataclasses.asdict(Config(**(WORLD | config)))
+    _, steps = replay(Recording("rule", full, cost, requests, []), "step", check_laws=True)
+    return steps
+
+
+PLAYERS: dict[str, Callable[..., list[Step]]] = {"model": play_model, "engine": play_engine}
 
 
 @pytest.fixture(params=PLAYERS)

@@ -62,7 +62,7 @@ def test_run_writes_a_result_folder_and_prints_the_summary(scenario: Path, capsy
     ]
     printed = capsys.readouterr()
     assert re.search(r"Successful requests: +200\n", printed.out)
-    assert "Note: prefix caching: off (not modelled yet; vLLM's default is on)" in printed.out
+    assert "Note: prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)" in printed.out
     assert printed.out.endswith(f"Result in {folder}\n")
     assert printed.err == ""
 

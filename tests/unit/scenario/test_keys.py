@@ -51,7 +51,6 @@ def test_sizes_and_rates_carry_units() -> None:
         (BASE + "engine: {mode: stp}\n", "3: engine.mode: 'stp' is not allowed; did you mean 'step'? allowed: leap, step"),
         (BASE + "kv: {gpu-memory-utilization: 1.5}\n", "3: kv.gpu_memory_utilization: 1.5 is not allowed; it must be at most 1"),
         (BASE + "kv: {kv_cache_memory_bytes: 20GiBs}\n", "3: kv.kv_cache_memory_bytes: '20GiBs' is not a number of bytes; write 80GiB, 80GB or a number"),
-        (BASE + "kv: {enable_prefix_caching: true}\n", "3: kv.enable_prefix_caching: prefix caching is not modelled yet; leave it out or set it to false"),
         (BASE + "cluster: {pools: [{role: decode}]}\n", "3: cluster: pools must be one prefill and one decode, or one mixed; found decode"),
         (BASE + "cluster: {pools: [{role: decode}, {role: prefill}]}\n", "3: cluster: a prefill and a decode pool need link: {bytes_per_s: ...}"),
         (BASE + "cluster: {link: {bytes_per_s: 1GB/s}}\n", "3: cluster: link joins a prefill and a decode pool, and there are none"),

@@ -54,7 +54,7 @@ def test_defaults_are_those_of_the_preset(folder: Path) -> None:
     assert pool.pool.kv_blocks == pool.ledger.blocks
     assert resolved.cluster.max_model_len == 131072
     assert resolved.notes == (
-        "prefix caching: off (not modelled yet; vLLM's default is on)",
+        "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)",
         "async scheduling: off (not modelled yet; vLLM turns it on where the executor supports it)",
     )
 
@@ -158,10 +158,24 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
             "scheduler: {enable_chunked_prefill: false, max_num_batched_tokens: 2048}\n",
             "3: scheduler.max_num_batched_tokens: 2048 is not allowed: prompts are not split",
         ),
+        (
+            "cluster: {pools: [{role: prefill}, {role: decode}], link: {bytes_per_s: 25GB/s}}\nkv: {enable_prefix_caching: true}\n",
+            "4: kv.enable_prefix_caching: prefix caching is modelled in mixed pools only, this is a prefill pool",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(folder: Path, text: str, message: str) -> None:
     assert refusal(folder, text).startswith(message)
+
+
+def test_prefix_caching_is_said_to_be_off_or_to_have_nothing_to_find(folder: Path) -> None:
+    def notes(text: str) -> list[str]:
+        return [note for note in resolve(Scenario.load(written(folder, text))).notes if "prefix caching" in note]
+
+    assert notes("") == ["prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)"]
+    assert notes("kv: {enable_prefix_caching: true}\n") == [
+        "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
+    ]
 
 
 def test_whole_prompts_get_a_budget_of_the_longest(folder: Path) -> None:
