@@ -433,6 +433,11 @@ class Replica(Steps):
             if self.due_ns <= now_ns:
                 self.settle(now_ns)
 
+    @property
+    def _asleep(self) -> bool:
+        """Nothing is in flight or due: until something comes, or until a review."""
+        return not self.stretch_steps and self.due_ns > self.boundary_ns + 1
+
     def _wake(self, now_ns: int) -> None:
         """It slept, and may have something to do from now on."""
         if self._samples.next_ns < now_ns:
@@ -455,7 +460,7 @@ class Replica(Steps):
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
         self._changed = True
-        if not self.stretch_steps and self.due_ns > self.boundary_ns + 1:
+        if self._asleep:
             self._wake(now_ns)
 
     def _split_stretch(self) -> None:
@@ -538,8 +543,8 @@ class Replica(Steps):
             self._sample(now_ns)
         self.kv.release(left, 0)
         self._changed = True
-        if not self.stretch_steps and self.due_ns > self.boundary_ns + 1 and (self.waiting or self.running_now):
-            self._wake(now_ns)  # also if it sleeps until a review
+        if self._asleep and (self.waiting or self.running_now):
+            self._wake(now_ns)
             return True
         return False
 
