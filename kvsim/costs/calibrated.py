@@ -18,7 +18,7 @@ from kvsim.core.layers import AUTO, KV_FORMATS, Part
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
 from kvsim.core.surface import Factor, Surface, SurfaceFile, octave, read_surfaces
-from kvsim.costs.roofline import Counts, Operators, Seconds
+from kvsim.costs.roofline import Counts, Operators, Seconds, price_neighbours
 from kvsim.costs.stretch import ARRAY_FROM_STEPS
 
 
@@ -72,7 +72,6 @@ GEMM_FORMATS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """``Quantization.method`` of a model -> format of a GEMM's operands in ``operators.FORMATS``."""
 
-_PRICED_TOGETHER: Final = 256
 _PIECED_TOGETHER: Final = 32
 _SPANS: Final = np.array(
     sorted({base * step // 4 for base in (2**i for i in range(22)) for step in (4, 5, 6, 7) if base * step >= 4})
@@ -161,15 +160,11 @@ class CalibratedStep:
         return self._decode_pieces[decodes]
 
     def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
-        """A pair of counts of which one is met for the first time: price its neighbours too, in one go."""
-        for known, price, count in (
-            (self._linear_s, self._operators.linear_s, tokens),
-            (self._head_s, self._operators.head_s, sampled),
-        ):
-            if count not in known:
-                first = count - count % _PRICED_TOGETHER
-                counts = np.arange(first, first + _PRICED_TOGETHER)
-                known.update(zip(counts.tolist(), price(np.maximum(counts, 1)).tolist(), strict=True))
+        """A pair of counts of which one is met for the first time."""
+        measured = self._operators
+        # Surfaces begin at one token.
+        price_neighbours(self._linear_s, lambda counts: measured.linear_s(np.maximum(counts, 1)), tokens)
+        price_neighbours(self._head_s, lambda counts: measured.head_s(np.maximum(counts, 1)), sampled)
         self._head_s[0] = 0.0  # no sample, no head
         return self._linear_s[tokens] + self._head_s[sampled]
 

@@ -1,6 +1,6 @@
 """A step time from the operators of the model and the limits of the GPU."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -158,17 +158,19 @@ class RooflineStep:
             return line
 
     def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
-        """A pair of counts of which one is met for the first time: price its neighbours too, in one go."""
-        for known, price, count in (
-            (self._linear_s, self._operators.linear_s, tokens),
-            (self._head_s, self._operators.head_s, sampled),
-        ):
-            if count not in known:
-                first = count - count % _PRICED_TOGETHER
-                counts = np.arange(first, first + _PRICED_TOGETHER)
-                known.update(zip(counts.tolist(), price(counts).tolist(), strict=True))
+        """A pair of counts of which one is met for the first time."""
+        price_neighbours(self._linear_s, self._operators.linear_s, tokens)
+        price_neighbours(self._head_s, self._operators.head_s, sampled)
         self._head_s[0] = 0.0  # no sample, no head
         return self._linear_s[tokens] + self._head_s[sampled]
+
+
+def price_neighbours(known: dict[int, float], price: Callable[[Counts], Seconds], count: int) -> None:
+    """If this count has no price yet, give it one, and its neighbours too: in one go they hardly cost more."""
+    if count not in known:
+        first = count - count % _PRICED_TOGETHER
+        counts = np.arange(first, first + _PRICED_TOGETHER)
+        known.update(zip(counts.tolist(), price(counts).tolist(), strict=True))
 
 
 class Operators:
