@@ -383,7 +383,8 @@ class Simulation:
         horizon_ns = self._horizon_ns
         longest = min(self._max_model_len, self._sure_to_fit)
         only, column = self._only_replica, self._replica_column
-        pool = self._pools[0]
+        replicas, memory = self._pools[0].replicas, self._pools[0].memory
+        route = self._pools[0].pool.router.route
         if only and self._rows_fit and rows[-1][1] <= horizon_ns:
             self._recorder.columns.arrays["replica_prefill"][rows[0][0] : rows[-1][0] + 1] = only.id
             only.enqueue_rows(rows, self._complete if self._has_more else None)
@@ -401,7 +402,7 @@ class Simulation:
                 request = Request(i, arrival_ns, prompt_tokens, output_tokens)
                 if self._has_more:
                     self._complete(request)
-                replica = only or pool.route(request, arrival_ns)
+                replica = only or replicas[route(request, replicas, memory)]  # no counters to bring up to date
                 column[i] = replica.id
                 replica.enqueue(request, arrival_ns)
                 self._sent += 1
@@ -646,9 +647,8 @@ class Simulation:
         columns["status"][finished] = FINISHED
         columns["generated_tokens"][finished] = columns["output_tokens"][finished]
         for pace in self._paces:
-            for table in pace.tables:
-                if table:
-                    recorder.gaps.add_counted(*table.counted())
+            for table in pace.all_tables:
+                recorder.gaps.add_counted(*table.counted())
         unfinished = columns["status"] == UNFINISHED
         never_sent = unfinished & (columns["arrival_ns"] == NEVER)
         stuck = self._options.horizon_ns is None and bool((unfinished & ~never_sent).any())
