@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,7 +22,7 @@ from kvsim.scenario.axes import Question
 from kvsim.scenario.resolve import Resolved, resolve
 from kvsim.scenario.source import Key, dotted
 from kvsim.sweeps.design import points
-from kvsim.sweeps.executors import Pool, Processes, find_executor, outcomes
+from kvsim.sweeps.executors import Crew
 from kvsim.sweeps.traces import SharedTraces
 from kvsim.sweeps.work import Task, address_of
 
@@ -106,7 +106,10 @@ def capacity(
     chosen = points(question.axes)
     scenarios = [question.scenario(point) for point in chosen]
     answers = []
-    with _bench(workers or os.cpu_count() or 1, executor, allow_plugins) as bench:
+    workers = workers or os.cpu_count() or 1
+    crew = Crew(executor or ("here" if workers == 1 else None), workers)
+    with tempfile.TemporaryDirectory(prefix="kvsim-capacity-") as folder, closing(crew):
+        bench = _Bench(crew, Path(folder), allow_plugins)
         for point, each in zip(chosen, scenarios, strict=True):
             if not any(bound is not None for bound in each.slo.model_dump().values()):
                 raise each.source.error(
@@ -155,8 +158,8 @@ def _named(name: str, node: Any, at: Key) -> Iterator[Key]:
 class _Bench:
     """Computes runs, each once."""
 
-    def __init__(self, pool: Pool, workers: int, folder: Path, allow_plugins: bool) -> None:
-        self._pool, self._workers, self._allow_plugins = pool, workers, allow_plugins
+    def __init__(self, crew: Crew, folder: Path, allow_plugins: bool) -> None:
+        self._crew, self._allow_plugins = crew, allow_plugins
         self._traces = SharedTraces(folder)
         self._known: dict[str, dict[str, Any]] = {}
 
@@ -175,30 +178,11 @@ class _Bench:
             if address not in self._known:
                 files = dict(self._traces.files)
                 tasks[address] = Task(address, scenario, os.getcwd(), files, self._allow_plugins, replicate)
-        for task, outcome in outcomes(tasks.values(), self._pool, self._workers):
+        for task, outcome in self._crew.outcomes(tasks.values()):
             if "error" in outcome:
                 raise InputError(f"a run failed: {outcome['error']}")
             self._known[task.address] = figures(outcome["summary"])
         return [self._known[address] for address in addresses]
-
-
-@contextmanager
-def _bench(workers: int, executor: str | Executor | None, allow_plugins: bool) -> Iterator[_Bench]:
-    """A bench whose executor lives as long as the search: starting workers for each step would take longer than it."""
-    with tempfile.TemporaryDirectory(prefix="kvsim-capacity-") as folder:
-        if executor is None and workers == 1:
-            executor = "here"
-        if executor is not None and not isinstance(executor, str):
-            yield _Bench(find_executor(executor), workers, Path(folder), allow_plugins)
-            return
-        own = find_executor(executor)(workers)
-        try:
-            yield _Bench(find_executor(own), workers, Path(folder), allow_plugins)
-        finally:
-            if isinstance(own, Processes):
-                own.stop()
-            else:
-                own.shutdown()
 
 
 @dataclass(frozen=True)

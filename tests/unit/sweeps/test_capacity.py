@@ -5,6 +5,7 @@ from math import exp, factorial, floor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import kvsim
@@ -176,6 +177,22 @@ def test_mistakes_are_one_line(
     assert ended.value.code == 2
     assert message in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_a_worker_that_is_killed_does_not_end_the_search() -> None:
+    scenario = queue(2000)
+    (answer,) = capacity(scenario, find="rate", attainment=0.9, seeds=2, workers=1)
+    killed = []
+
+    def kill_one(_: str) -> None:
+        workers = [p for p in psutil.Process().children(recursive=True) if "forkserver" in " ".join(p.cmdline())]
+        if not killed and len(workers) > 1:
+            killed.append(max(workers, key=lambda p: p.create_time()))
+            killed[0].kill()
+
+    (other,) = capacity(scenario, find="rate", attainment=0.9, seeds=2, workers=2, progress=kill_one)
+    assert killed
+    assert other == answer
 
 
 def test_a_rate_that_is_not_written_has_to_be_named() -> None:
