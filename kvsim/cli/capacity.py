@@ -112,26 +112,22 @@ def capacity(
 
 def _table(answers: list[Answer], find: str) -> list[str]:
     names = list(answers[0].point)
+    key = next((answer.setting[0].rpartition(".")[2] for answer in answers if answer.setting), find)
+    searched = "requests/s" if key == "rate_scale" else key
     head = [name.rpartition(".")[2] for name in names]
-    head += [
-        find if find == "replicas" else "requests/s",
-        "estimate",
-        "interval",
-        "GPUs",
-        "requests/s" if find == "replicas" else "",
-    ]
-    head += ["attainment", "USD/h", "USD per M tokens", "per M output"]
+    head += [searched, "estimate", "interval", "GPUs", "requests/s", "attainment"]
+    head += ["USD/h", "USD per M tokens", "per M output"]
     rows = [head]
     for a in answers:
         cells = [str(a.point[name]) for name in names]
         cells += [_cell(a.value), _cell(a.estimate), _range(a.interval), _cell(a.gpus)]
-        cells += [_cell(a.requests_per_s) if find == "replicas" else "", _cell(a.attainment), _cell(a.usd_per_hour)]
+        cells += [_cell(a.requests_per_s), _cell(a.attainment), _cell(a.usd_per_hour)]
         price = _cell(a.usd_per_million_tokens)
         if a.usd_per_million_tokens_interval:
             price += f" {_range(a.usd_per_million_tokens_interval)}"
         rows.append([*cells, price, _cell(a.usd_per_million_output_tokens)])
-    kept = [k for k in range(len(head)) if head[k]]
-    return aligned([[row[k] for k in kept] for row in rows])
+    twice = len(names) + 4 if searched == "requests/s" else None
+    return aligned([[cell for k, cell in enumerate(row) if k != twice] for row in rows])
 
 
 def _cell(value: float | None) -> str:

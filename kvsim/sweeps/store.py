@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvsim.core.errors import InputError
+from kvsim.core.files import TEMPORARY, write_whole
 from kvsim.metrics.figures import figures
 from kvsim.metrics.summary import SCHEMA_VERSION
 from kvsim.sweeps.work import Outcome
@@ -27,8 +27,6 @@ MANIFEST: Final = "sweep.json"
 RESULTS: Final = "results.parquet"
 POINTS: Final = "points"
 LOCK: Final = ".lock"
-
-_TEMPORARY: Final = ".kvsim-tmp-"
 
 
 class Store:
@@ -101,7 +99,7 @@ def _taken(folder: Path) -> Any:
         raise InputError(f"another sweep is at work in {folder}", key="--out", hint=hint) from None
     except OSError:  # a file system without locks
         return lock
-    for rest in (*folder.glob(f"*{_TEMPORARY}*"), *(folder / POINTS).glob(f"*{_TEMPORARY}*")):
+    for rest in (*folder.glob(f"*{TEMPORARY}*"), *(folder / POINTS).glob(f"*{TEMPORARY}*")):
         rest.unlink(missing_ok=True)  # of a sweep that was killed
     return lock
 
@@ -114,7 +112,7 @@ def _usable(folder: Path) -> None:
             or any(
                 entry.name not in (MANIFEST, RESULTS, POINTS, LOCK)
                 and not entry.name.startswith(".trace-")
-                and _TEMPORARY not in entry.name
+                and TEMPORARY not in entry.name
                 for entry in folder.iterdir()
             )
         )
@@ -127,17 +125,13 @@ def _usable(folder: Path) -> None:
 
 
 def _write(path: Path, content: Any, folder: Path) -> None:
-    """Write a file so that it is whole or not there."""
-    temporary = path.with_name(f"{path.name}{_TEMPORARY}{secrets.token_hex(4)}")
+    """Write a file of the sweep. Raises InputError if that is impossible."""
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_whole(path, content)
     except OSError as error:
         kept = sum(1 for _ in (folder / POINTS).glob("*.json"))
         hint = f"free some space and run it again; {kept} finished runs are kept"
         raise InputError(f"{path} cannot be written: {error.strerror}", key="--out", hint=hint) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
