@@ -23,7 +23,7 @@ def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--executor", metavar="NAME", help="processes (default), ray, or package.module:factory of an Executor."
         ),
-        click.option("--workers", type=click.IntRange(min=1), help="Runs at a time; default: one per CPU."),
+        click.option("--workers", type=click.IntRange(min=1), help="Runs at a time; default: one per CPU (check: 1)."),
     ):
         command = decorate(command)
     return command
