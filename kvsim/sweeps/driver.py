@@ -23,7 +23,7 @@ from kvsim.sweeps.design import METHODS, MOST_RUNS, Method, Point, Shard, points
 from kvsim.sweeps.executors import Crew
 from kvsim.sweeps.store import Store, results_rows, results_table
 from kvsim.sweeps.traces import CannotShare, SharedTraces
-from kvsim.sweeps.work import Outcome, Task, address_of
+from kvsim.sweeps.work import Outcome, Task, address_of, own_code
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,6 +126,7 @@ def run_sweep(
     planned = list(_runs(question, points(question.axes, method, samples), repetitions))
     about = {
         "kvsim": __version__,
+        "code": own_code(),
         "question": _hash_of(question, [run.values for run in planned]),
         "method": method,
         "samples": samples,

@@ -28,6 +28,14 @@ RESULTS: Final = "results.parquet"
 POINTS: Final = "points"
 LOCK: Final = ".lock"
 
+MUST_AGREE: Final = {
+    "kvsim": "by kvsim",
+    "code": "by a copy of kvsim with checksum",
+    "question": "for question",
+    "of": "with a number of runs of",
+}
+"""What parts of one sweep have in common, and how a message says it."""
+
 
 class Store:
     """Outcomes by address, in a folder or (None) in memory."""
@@ -189,7 +197,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{MANIFEST} is missing", file=folder, hint="finish the sweep there first") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{MANIFEST} cannot be read: {error}", file=folder) from None
-    if not isinstance(manifest, dict) or "runs" not in manifest or "question" not in manifest:
+    if not isinstance(manifest, dict) or not {"runs", "axes", "shard", *MUST_AGREE} <= manifest.keys():
         raise InputError(f"{MANIFEST} was not written by kvsim sweep", file=folder)
     return manifest
 
@@ -205,7 +213,7 @@ def merge(folders: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]
     manifests = [read_manifest(path) for path in paths]
     first = manifests[0]
     for path, manifest in zip(paths[1:], manifests[1:], strict=True):
-        for name, word in (("kvsim", "by kvsim"), ("question", "for question"), ("of", "with a number of runs of")):
+        for name, word in MUST_AGREE.items():
             if manifest[name] != first[name]:
                 raise InputError(
                     f"{paths[0]} was computed {word} {first[name]}, {path} {word} {manifest[name]}",
