@@ -65,6 +65,7 @@ def capacity(
     as a scenario that can be run. Exit code 1 if some configuration keeps the SLO nowhere.
     """
     from kvsim.scenario import parse_set
+    from kvsim.scenario.axes import Question
     from kvsim.sweeps.driver import override_axis
     from kvsim.sweeps.sizing import best, write_answers
     from kvsim.sweeps.sizing import capacity as search
@@ -74,8 +75,7 @@ def capacity(
         varied["cluster.gpu"] = gpus.split(",")
     with _told(quiet) as progress:
         answers = search(
-            Path(scenario),
-            varied,
+            Question.load(scenario, varied, [parse_set(text) for text in settings]),
             find=find,
             attainment=attainment,
             confidence=confidence,
@@ -87,7 +87,6 @@ def capacity(
             executor=executor,
             allow_plugins=not no_plugins,
             progress=progress,
-            overrides=[parse_set(text) for text in settings],
         )
     folder = Path("runs", f"{Path(scenario).stem}-capacity") if out is None else Path(out)
     asked = {"find": find, "attainment": attainment, "confidence": confidence, "seeds": seeds}

@@ -81,7 +81,7 @@ def sweep(
     ``concurrent.futures.Executor``, or the name of one. Raises InputError for a mistake in the scenario or an axis.
     """
     found = run_sweep(
-        Question.load(scenario if isinstance(scenario, Scenario) else Path(scenario), axes, keys),
+        Question.load(scenario, axes, keys),
         method=method,
         samples=samples,
         repetitions=repetitions,

@@ -19,7 +19,7 @@ from kvsim.core.files import write_whole
 from kvsim.hardware import GPUS
 from kvsim.metrics.figures import figures
 from kvsim.metrics.noise import half_width, mean
-from kvsim.scenario import Override, Scenario
+from kvsim.scenario import Scenario
 from kvsim.scenario.axes import Question
 from kvsim.scenario.messages import nearest
 from kvsim.scenario.resolve import Resolved, resolve
@@ -75,7 +75,7 @@ class Answer:
 
 
 def capacity(
-    scenario: str | os.PathLike[str] | Scenario,
+    scenario: str | os.PathLike[str] | Scenario | Question,
     axes: Mapping[str, Any] | None = None,
     *,
     find: Find = "replicas",
@@ -89,7 +89,7 @@ def capacity(
     executor: str | Executor | None = None,
     allow_plugins: bool = True,
     progress: Callable[[str], None] | None = None,
-    overrides: Mapping[str, Any] | Sequence[Override] = (),
+    **keys: Any,
 ) -> list[Answer]:
     """The largest ``rate`` or the fewest ``replicas`` at which a share ``attainment`` of the requests keeps the SLO.
 
@@ -98,8 +98,9 @@ def capacity(
     with each seed; a recorded trace is resampled in blocks of time. A run that is overloaded, a burst that never
     settles, or cut short by a horizon does not count as keeping anything, and nothing is extrapolated: the answer has
     been simulated. ``key`` names what is searched (default: the workload's rate, or ``cluster.replicas``).
-    ``prices``: USD per GPU and hour by GPU name; without one, that of the GPU's data file, if it has any. Raises
-    InputError for a mistake in the scenario, or one without SLO.
+    ``prices``: USD per GPU and hour by GPU name; without one, that of the GPU's data file, if it has any. ``keys``
+    replace what the scenario says, as in ``kvsim.run``. Raises InputError for a mistake in the scenario, or one
+    without SLO.
     """
     if not 0 < attainment <= 1:
         raise InputError(f"{attainment} is not a share", key="attainment", hint="above 0, at most 1")
@@ -108,7 +109,7 @@ def capacity(
     if seeds < 2:
         raise InputError(f"{seeds} seeds show no noise", key="seeds", hint="at least 2")
     prices = prices or {}
-    question = Question.load(scenario if isinstance(scenario, Scenario) else Path(scenario), axes, overrides)
+    question = scenario if isinstance(scenario, Question) else Question.load(scenario, axes, keys)
     chosen = points(question.axes)
     scenarios = [question.scenario(point) for point in chosen]
     answers = []

@@ -21,6 +21,7 @@ from kvsim.core.errors import InputError
 from kvsim.core.files import TEMPORARY, write_whole
 from kvsim.metrics.figures import figures
 from kvsim.metrics.summary import SCHEMA_VERSION
+from kvsim.sweeps.traces import TRACE
 from kvsim.sweeps.work import Outcome
 
 MANIFEST: Final = "sweep.json"
@@ -119,7 +120,7 @@ def _usable(folder: Path) -> None:
             not folder.is_dir()
             or any(
                 entry.name not in (MANIFEST, RESULTS, POINTS, LOCK)
-                and not entry.name.startswith(".trace-")
+                and not entry.name.startswith(TRACE)
                 and TEMPORARY not in entry.name
                 for entry in folder.iterdir()
             )

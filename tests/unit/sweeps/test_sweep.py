@@ -239,6 +239,30 @@ def test_ctrl_c_ends_at_once_and_keeps_what_is_done(here: Path, whole: Path) -> 
     assert not (here / "k/sweep.json").exists()
 
 
+def test_sigterm_leaves_nothing_behind(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    temporary = tmp_path_factory.mktemp("tmp")
+    command = [sys.executable, "-m", "kvsim.cli", "capacity", "s.yaml", "--set", "workload.trace.rate_scale=50"]
+    driver = subprocess.Popen(
+        [*command, "--set", "cluster.replicas=1", "--find", "rate", "--workers", "2"],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process = psutil.Process(driver.pid)
+    for _ in range(600):
+        below = process.children(recursive=True)
+        if len(below) >= 4:  # fork server, resource tracker, two workers
+            break
+        time.sleep(0.02)
+    assert list(temporary.glob("kvsim-capacity-*"))
+    driver.terminate()
+    _, err = driver.communicate(timeout=20)
+    assert (driver.returncode, err) == (143, "")
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive
+    assert not list(temporary.glob("kvsim-capacity-*"))
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(
     here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +285,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     os.chdir(here)
     exits(0, "sweep", "s.yaml", "--out", "o", "-q")
     assert same(here / "o", whole)
+
+
+def test_parts_have_folders_of_their_own_and_what_a_killed_sweep_left_is_removed(here: Path) -> None:
+    folder = here / "runs/s-sweep-2-of-3"
+    folder.mkdir(parents=True)
+    (folder / ".trace-0123456789abcdef.arrow").touch()
+    exits(0, "sweep", "s.yaml", "--shard", "2/3", "--executor", "here", "-q")
+    assert sorted(path.name for path in folder.iterdir()) == ["points", "results.parquet", "sweep.json"]
 
 
 def test_a_folder_with_something_else_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
