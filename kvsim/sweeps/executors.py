@@ -96,6 +96,11 @@ class Here(Executor):
 EXECUTORS: Final[dict[str, Maker]] = {"processes": Processes, "here": Here, "ray": ray_executor}
 
 
+def for_few(executor: str | Executor | None, workers: int) -> str | Executor:
+    """The executor for a handful of runs: where one worker is enough, starting it takes longer than it saves."""
+    return executor or ("here" if workers == 1 else "processes")
+
+
 def find_executor(name: str | Executor | None) -> Maker:
     """What makes the executor that is meant: a built-in name, ``package.module:factory`` (called without arguments),
     or an Executor itself, which is used and left open. Raises InputError for an unknown one."""

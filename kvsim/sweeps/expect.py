@@ -23,6 +23,7 @@ from kvsim.scenario.resolve import Resolved, resolve
 from kvsim.scenario.source import Override, shown
 from kvsim.sweeps.baseline import RENEW, Baseline, baseline_path, question_hash
 from kvsim.sweeps.driver import run_sweep
+from kvsim.sweeps.executors import for_few
 from kvsim.workload import limit
 
 Verdict = Literal["pass", "fail", "no verdict", "error"]
@@ -256,7 +257,7 @@ class Runs:
         """Rows of figures for so many seeds, from the scenario's own on; an error is a row with ``error``."""
         wanted = [self.scenario.seed + k for k in range(len(self.rows), seeds)]
         if wanted:
-            executor = self.executor or ("processes" if self.workers > 1 else "here")
+            executor = for_few(self.executor, self.workers)
             question = Question.load(self.scenario, {"seed": wanted})
             found = run_sweep(question, workers=self.workers, executor=executor, allow_plugins=self.allow_plugins)
             self.rows += found.rows

@@ -25,7 +25,7 @@ from kvsim.scenario.messages import nearest
 from kvsim.scenario.resolve import Resolved, resolve
 from kvsim.scenario.source import Key, dotted
 from kvsim.sweeps.design import points
-from kvsim.sweeps.executors import Crew
+from kvsim.sweeps.executors import Crew, for_few
 from kvsim.sweeps.resampling import BLOCKS
 from kvsim.sweeps.traces import SharedTraces
 from kvsim.sweeps.work import Task, address_of
@@ -114,7 +114,7 @@ def capacity(
     scenarios = [question.scenario(point) for point in chosen]
     answers = []
     workers = workers or os.cpu_count() or 1
-    crew = Crew(executor or ("here" if workers == 1 else None), workers)
+    crew = Crew(for_few(executor, workers), workers)
     with tempfile.TemporaryDirectory(prefix="kvsim-capacity-") as folder, closing(crew):
         bench = _Bench(crew, Path(folder), allow_plugins)
         _check_prices(prices, scenarios, bench)
