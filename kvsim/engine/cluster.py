@@ -391,6 +391,7 @@ class Simulation:
             self._sent += len(rows)
             self._read_ahead()
             return
+        has_more = self._has_more
         for row in rows:
             i, arrival_ns, prompt_tokens, output_tokens = row
             if arrival_ns > horizon_ns:
@@ -400,7 +401,7 @@ class Simulation:
                 self._send(row, arrival_ns)
             else:
                 request = Request(i, arrival_ns, prompt_tokens, output_tokens)
-                if self._has_more:
+                if has_more:
                     self._complete(request)
                 replica = only or replicas[route(request, replicas, memory)]  # no counters to bring up to date
                 column[i] = replica.id

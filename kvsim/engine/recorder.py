@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,10 +137,13 @@ def _sum_equal(values: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[ND
     return values[first], np.add.reduceat(counts, first)
 
 
+_ROW = Struct("10q")
+
+
 class TimelineSamples:
     """Rows of one replica at instants 0, interval, 2 interval, ...; the interval doubles when there are too many."""
 
-    __slots__ = ("_rows", "every_step", "interval_ns", "limit", "next_ns")
+    __slots__ = ("_full", "_rows", "every_step", "interval_ns", "limit", "next_ns")
 
     WIDTH = 10
 
@@ -149,15 +153,16 @@ class TimelineSamples:
         self.interval_ns = interval_ns
         self.limit = limit or 1
         self.next_ns = FOREVER if limit is None else 0
-        self._rows = array("q")
+        self._rows = bytearray()
+        self._full = self.limit * _ROW.size
 
     def add(self, row: tuple[int, ...]) -> None:
         """The row of instant ``next_ns``."""
-        self._rows.extend(row)
+        self._rows += _ROW.pack(*row)
         if self.every_step:
             return
         self.next_ns += self.interval_ns
-        if len(self._rows) >= self.limit * self.WIDTH:
+        if len(self._rows) >= self._full:
             self._thin()
 
     def skip_gap(self, until_ns: int) -> None:
@@ -168,16 +173,12 @@ class TimelineSamples:
     def _thin(self) -> None:
         self.interval_ns *= 2
         rows = self.rows()
-        self._rows = array("q", rows[rows[:, 0] % self.interval_ns == 0].tobytes())
+        self._rows = bytearray(rows[rows[:, 0] % self.interval_ns == 0].tobytes())
         self.next_ns = -(-self.next_ns // self.interval_ns) * self.interval_ns
 
     def rows(self) -> NDArray[np.int64]:
         """Shape (rows, WIDTH), first column the time in ns."""
-        return (
-            np.frombuffer(self._rows, np.int64).reshape(-1, self.WIDTH)
-            if self._rows
-            else np.empty((0, self.WIDTH), np.int64)
-        )
+        return np.frombuffer(self._rows, np.int64).reshape(-1, self.WIDTH)
 
 
 def join_timelines(samples: list[TimelineSamples]) -> Timeline:
