@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, cast
 
@@ -131,6 +131,7 @@ class ReplicaState:
         "_sure_blocks",
         "_tools",
         "admissions",
+        "ahead",
         "bookings",
         "boundary_ns",
         "cache",
@@ -200,6 +201,7 @@ class ReplicaState:
         self._runs_fast = (
             leaps and not check_laws and not decisions and not samples.every_step and pool.role != "prefill"
         )
+        self.ahead = False  # it plans a step while another one runs
         self.decisions = decisions
         self._check_laws = check_laws
         # requests
@@ -348,6 +350,10 @@ class ReplicaState:
             self._ends = ends = list(accumulate(many, initial=self.stretch_start_ns))[1:]
             self._steps_seen = 0
         return ends
+
+    def scheduled_tokens(self) -> Iterator[tuple[Request, int]]:
+        """Everybody who runs, and the tokens whose blocks can have a name by now."""
+        return ((request, self.context_tokens_of(request)) for request in self.running_now)
 
     def context_tokens_of(self, request: Request) -> int:
         if request.state == DECODING:
