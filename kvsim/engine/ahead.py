@@ -34,6 +34,8 @@ class AheadReplica(Replica):
     that got their last token in the step before, which it does not know.
     """
 
+    decisions: AheadRecorder | None
+
     __slots__ = ("_at_work", "_device_ns", "_host_ns", "_idle", "_leaving", "_seen_ns", "_waiting_tokens")
 
     def __init__(self, *arguments: Any, host_ns: int, **options: Any) -> None:
@@ -135,6 +137,10 @@ class AheadReplica(Replica):
             self._rest()
             return
         kv = self.kv
+        if self._seen_ns > self.boundary_ns:  # the device is idle
+            if self._samples.next_ns < self._seen_ns:
+                self._sample(self._seen_ns)
+            self.boundary_ns = self._seen_ns
         boundary_ns = self.stretch_start_ns = self.boundary_ns
         plan = None
         growth = kv.growth_blocks(self.decode_step, 1)
@@ -151,7 +157,7 @@ class AheadReplica(Replica):
         self.note_peak(kv.free_blocks)
         shape = self._compose(plan)
         if self.decisions:
-            self._record(plan, shape)
+            self._record(self.decisions, plan, shape)
         alone = self._see_results()  # nobody else is in the steps that follow
         if self.decisions:
             self.decisions.seen(self)
@@ -161,13 +167,9 @@ class AheadReplica(Replica):
         self._idle = False
         if self._samples.every_step:
             self._samples.next_ns = boundary_ns
-        changes = self._changed and (self.waiting or self.prefilling)
-        if changes or self._chunks or not alone or not self._leaps:
-            steps = 1
-        elif self.inbox and self.inbox[0].enters_ns <= boundary_ns:  # the next plan will know of it
-            steps = 1
-        else:
-            steps = self._sure_steps()
+        news = bool(self.inbox) and self.inbox[0].enters_ns <= boundary_ns
+        news = news or (self._changed and bool(self.waiting or self.prefilling))
+        steps = 1 if news or self._chunks or not alone or not self._leaps else self._sure_steps()
         self.stretch_steps = steps
         if steps > 1:
             self._launch_leap(shape, steps)
@@ -301,8 +303,9 @@ class AheadReplica(Replica):
         return alone
 
     def _drop_running(self, request: Request, scheduled: int = 0, resumes: bool = False) -> None:
-        decoded = request.joined_step < self.decode_step and request.state in (DECODING, LEAVING)
-        if self.cache is None or not (scheduled and request.state == DECODING) and not (resumes and decoded):
+        decoded = request.state in (DECODING, LEAVING)
+        in_flight = scheduled or (resumes and request.joined_step < self.decode_step)
+        if self.cache is None or not decoded or not in_flight:
             super()._drop_running(request, scheduled, resumes)
             return
         # What the last of its tokens is was not known when that was planned: its block has no name yet.
@@ -325,17 +328,15 @@ class AheadReplica(Replica):
 
     # ---- records
 
-    def _record(self, plan: Plan | None, shape: BatchShape | None) -> None:
-        assert isinstance(self.decisions, AheadRecorder)
+    def _record(self, decisions: AheadRecorder, plan: Plan | None, shape: BatchShape | None) -> None:
         start_ns = end_ns = self._seen_ns
         if shape is not None:
             self.stretch_steps = 1
             start_ns = self.boundary_ns
             end_ns = start_ns + self._with_host([round(self._step_s(shape) * 1e9)])[0][0]
-        self.decisions.planned(self, plan, self._seen_ns, start_ns, end_ns)
+        decisions.planned(self, plan, self._seen_ns, start_ns, end_ns)
 
     def close(self, end_ns: int) -> None:
         super().close(end_ns)
         if self.decisions:
-            assert isinstance(self.decisions, AheadRecorder)
             self.decisions.close()

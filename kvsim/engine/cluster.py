@@ -171,9 +171,7 @@ class Simulation:
             if ahead and (pool.role != "mixed" or options.client_timeout_ns is not None):
                 raise ValueError("asynchronous scheduling is modelled in mixed pools and without client timeouts only")
             record = AheadRecorder if ahead else DecisionRecorder
-            make = (
-                partial(AheadReplica, host_ns=round(getattr(pool.cost, "host_s", 0.0) * 1e9)) if ahead else Replica
-            )
+            make = partial(AheadReplica, host_ns=round(getattr(pool.cost, "host_s", 0.0) * 1e9)) if ahead else Replica
             for _ in range(pool.replicas):
                 samples = TimelineSamples(interval_ns, instants)
                 replica = make(
@@ -512,7 +510,7 @@ class Simulation:
             time_ns, phase = replica.stretch_end_ns, ENDS
         else:
             time_ns, phase = replica.due_ns - 1, PLANS
-        if replica.inbox and replica.inbox[0].enters_ns < time_ns:
+        if replica.inbox and now < replica.inbox[0].enters_ns < time_ns:
             time_ns = replica.inbox[0].enters_ns
         if time_ns < FOREVER - 1:
             self._post_replica(replica, time_ns, phase)
@@ -652,8 +650,9 @@ class Simulation:
         for request in self._handoffs:
             columns["generated_tokens"][request.id] = 1
         for replica in replicas:
-            for request in replica.inbox:  # sent on, and not there yet
-                columns["generated_tokens"][request.id] = 1
+            for request in replica.inbox:
+                if request.state == SENDING:
+                    columns["generated_tokens"][request.id] = 1
         if len(self._pools) == 1:
             columns["replica_decode"] = columns["replica_prefill"]
         finished = (columns["status"] == UNFINISHED) & (columns["finish_ns"] != NEVER)

@@ -110,9 +110,7 @@ class AheadRecorder(DecisionRecorder):
     ``plan_ns`` is when a step was planned. A step that is planned and never looked at again has no end.
     """
 
-    def planned(
-        self, replica: ReplicaState, plan: Plan | None, plan_ns: int, start_ns: int, end_ns: int
-    ) -> None:
+    def planned(self, replica: ReplicaState, plan: Plan | None, plan_ns: int, start_ns: int, end_ns: int) -> None:
         """After the scheduler has spoken, before it sees results."""
         self.launched(replica, plan, start_ns, end_ns)
         self._open[-1]["plan_ns"] = plan_ns
