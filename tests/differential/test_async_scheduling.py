@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from kvsim.core.cluster import Cluster, RunOptions
@@ -12,7 +12,7 @@ from kvsim.metrics.laws import broken_laws
 from kvsim.schedulers.chunked_prefill import ChunkedPrefill
 from kvsim.testing.conformance import Recording
 from tests.differential import test_prefix_caching
-from tests.differential.test_prefix_caching import check
+from tests.differential.test_prefix_caching import check, outcome
 from tests.worlds import World, affine, assert_equal_logs, cluster, worlds
 
 
@@ -32,6 +32,10 @@ def async_worlds(draw: st.DrawFn) -> Recording:
 
 @given(async_worlds())
 def test_steps_and_times_are_those_of_the_model(recording: Recording) -> None:
+    try:
+        outcome(recording)
+    except RuntimeError:  # two prompts that displace each other for ever
+        assume(False)
     check(recording)
 
 
@@ -42,7 +46,9 @@ def test_stepping_and_leaping_agree_whatever_surrounds_the_replicas(world: World
     (pool,) = cluster(*world.pools, options=world.options).pools
     cost = affine(base_s=1.2345678e-3, prefill_token_s=6.1e-5, context_token_s=2.3456789e-6, hidden_host_s=host_s)
     if isinstance(pool.scheduler, ChunkedPrefill):
-        pool = dataclasses.replace(pool, scheduler=dataclasses.replace(pool.scheduler, async_scheduling=True), cost=cost)
+        pool = dataclasses.replace(
+            pool, scheduler=dataclasses.replace(pool.scheduler, async_scheduling=True), cost=cost
+        )
     ends = (np.arange(len(world.trace)) % 4 < eos).astype(np.int64)
     trace = dataclasses.replace(world.trace, ends_by_eos=ends)
     ahead = Cluster((pool,), world.options.max_model_len, None, world.options.reject_oversized)
