@@ -36,7 +36,8 @@ class AheadReplica(Replica):
 
     decisions: AheadRecorder | None
 
-    __slots__ = ("_at_work", "_device_ns", "_host_ns", "_idle", "_leaving", "_seen_ns", "_waiting_tokens")
+    __slots__ = ("_at_work", "_circles", "_device_ns", "_host_ns", "_idle", "_leaving", "_seen_ns", "_waiting_tokens",
+                 "_was", "_with_victims")  # fmt: skip
 
     def __init__(self, *arguments: Any, host_ns: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -48,6 +49,9 @@ class AheadReplica(Replica):
         self._leaving: list[Request] = []
         self._idle = True  # the step before did nothing
         self._at_work = False
+        self._with_victims = 0  # plans
+        self._was: tuple[Any, ...] = ()  # what was left by one of them
+        self._circles = False
 
     # ---- what others see: also those who have arrived and whom no plan has seen
 
@@ -115,6 +119,7 @@ class AheadReplica(Replica):
         super()._wake(now_ns)
         self._seen_ns = self.boundary_ns
         self._idle = True
+        self._circles = False
 
     def _began(self, step: int) -> int:
         """When that step of the stretch in flight began to run; the first is 0."""
@@ -133,7 +138,7 @@ class AheadReplica(Replica):
 
     def _launch(self) -> None:
         """Plan the step that follows, with what was known when the last one began, and send it off."""
-        if not self.running_now and not self.waiting:
+        if self._circles or not (self.running_now or self.waiting):
             self._rest()
             return
         kv = self.kv
@@ -161,8 +166,10 @@ class AheadReplica(Replica):
         alone = self._see_results()  # nobody else is in the steps that follow
         if self.decisions:
             self.decisions.seen(self)
+        if plan and plan.preempted:
+            self._look_for_circles()
         if shape is None:
-            self._do_nothing(plan)
+            self._do_nothing(plan is not None and plan.preempted > 0)
             return
         self._idle = False
         if self._samples.every_step:
@@ -198,10 +205,9 @@ class AheadReplica(Replica):
         waits += [max(0, host_ns - duration) for duration in device[:-1]]
         return [wait + duration for wait, duration in zip(waits, device, strict=True)], device
 
-    def _do_nothing(self, plan: Plan | None) -> None:
+    def _do_nothing(self, preempted: bool) -> None:
         """A step without tokens takes no time on the device: what comes next is planned at once, with its results."""
-        preempted = plan is not None and plan.preempted > 0
-        again = (preempted and not super()._goes_round()) or not (preempted or self._idle)
+        again = preempted or not self._idle
         self._idle = not preempted
         self._seen_ns = max(self.boundary_ns, self._seen_ns + self._host_ns)
         if again:
@@ -209,12 +215,32 @@ class AheadReplica(Replica):
         else:
             self._sleep()
 
+    def _look_for_circles(self) -> None:
+        """After a plan that preempted: is all as it was after another one? Then it would go on like this for ever.
+
+        Prompts that were admitted without blocks for all of them can displace each other. The replica stops planning
+        until somebody arrives. (What is compared with is replaced at the 1st, 2nd, 4th, ... such plan: R. P. Brent, "An
+        improved Monte Carlo factorization algorithm", BIT 20, 1980.)
+        """
+        self._with_victims += 1
+        replaced = self._with_victims & (self._with_victims - 1) == 0
+        brief = (self.kv.free_blocks, self.decode_step, len(self.running_now), len(self.waiting))
+        if replaced or brief == self._was[:4]:
+            requests = [*self.running_now, *self.waiting]
+            state = (
+                *brief,
+                [(request.id, request.target_tokens, self.context_tokens_of(request)) for request in requests],
+            )
+            self._circles = state == self._was
+            if replaced:
+                self._was = state
+
     def _goes_round(self) -> bool:
         """Whatever a step that only preempts leaves behind is looked at in the next one."""
         return True
 
     def _rest(self) -> None:
-        """Nobody is here."""
+        """Nobody is here, or nobody who could get on."""
         self._idle = True
         self.due_ns = FOREVER
         if self.decisions:
