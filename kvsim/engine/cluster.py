@@ -510,7 +510,7 @@ class Simulation:
             time_ns, phase = replica.stretch_end_ns, ENDS
         else:
             time_ns, phase = replica.due_ns - 1, PLANS
-        if replica.inbox and now < replica.inbox[0].enters_ns < time_ns:
+        if replica.inbox and not replica.ahead and replica.inbox[0].enters_ns < time_ns:
             time_ns = replica.inbox[0].enters_ns
         if time_ns < FOREVER - 1:
             self._post_replica(replica, time_ns, phase)
