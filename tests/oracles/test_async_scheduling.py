@@ -41,22 +41,23 @@ def end_ms(steps: list[Step], request: int) -> float:
     return end_ns / MS
 
 
-def lone(device_ms: float, host_ms: float, *, ahead: bool, output: int = 5) -> RunLog:
-    """One request of one chunk, alone; each step takes the device so long, and the host so long."""
+def one_place(device_ms: float, host_ms: float, *outputs: int, ahead: bool = True) -> RunLog:
+    """Requests of one chunk, one after the other; each step takes the device so long, and the host so long."""
     cost = affine(base_s=device_ms / 1e3, hidden_host_s=host_ms / 1e3)
-    pool = Pool("mixed", 1, ChunkedPrefill(async_scheduling=ahead), Paged(), 100, cost, RoundRobin())
-    return simulate(requests((0.0, 40, output)), Cluster((pool,), 4096))
+    scheduler = ChunkedPrefill(max_num_seqs=1, async_scheduling=ahead)
+    pool = Pool("mixed", 1, scheduler, Paged(), 100, cost, RoundRobin())
+    return simulate(requests(*((0.0, 40, output) for output in outputs)), Cluster((pool,), 4096))
 
 
 @pytest.mark.parametrize(("device_ms", "host_ms"), [(3.0, 0.0), (3.0, 2.0), (3.0, 3.0), (3.0, 7.0)])
 def test_consequence_1_the_host_is_hidden_as_far_as_a_step_is_long(device_ms: float, host_ms: float) -> None:
     """Alone, the first token takes both; from then on the longer of the two, not their sum."""
-    log = lone(device_ms, host_ms, ahead=True)
+    log = one_place(device_ms, host_ms, 5)
     assert log.first_token_ns.tolist() == [(device_ms + host_ms) * MS]
     assert dict(zip(log.gaps.gap_ns.tolist(), log.gaps.count.tolist(), strict=True)) == {
         max(device_ms, host_ms) * MS: 4
     }
-    one_after_the_other = lone(device_ms, host_ms, ahead=False)
+    one_after_the_other = one_place(device_ms, host_ms, 5, ahead=False)
     assert one_after_the_other.first_token_ns.tolist() == log.first_token_ns.tolist()
     assert one_after_the_other.max_gap_ns.tolist() == [(device_ms + host_ms) * MS]
 
@@ -115,6 +116,15 @@ def test_consequence_7_a_step_without_tokens_takes_no_time(play: Play) -> None:
     assert start_ms(synchronous, 1) == start_ms(ahead, 1) == 3
     assert batches(synchronous) == [[(0, 4)], [(0, 1)], [(0, 1)], [(1, 4)], [(1, 1)]]
     assert batches(ahead) == [[(0, 4)], [(0, 1)], [(0, 1)], [], [(1, 4)], [(1, 1)], []]
+
+
+@pytest.mark.parametrize(("device_ms", "host_ms"), [(3.0, 2.0), (1.0, 3.0)])
+def test_consequence_7_with_a_host_that_takes_time(device_ms: float, host_ms: float) -> None:
+    """The empty step is planned when the only other one begins, at h, and takes the host until 2 h; request 1 is planned
+    then or at the end of that step, at h + d, whichever is later, and has its token h + d after that."""
+    log = one_place(device_ms, host_ms, 1, 1)
+    first, planned = host_ms + device_ms, max(2 * host_ms, host_ms + device_ms)
+    assert log.first_token_ns.tolist() == [first * MS, (planned + host_ms + device_ms) * MS]
 
 
 def test_consequence_8_the_last_block_is_found_once_the_end_is_seen(play: Play) -> None:
