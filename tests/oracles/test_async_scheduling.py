@@ -120,8 +120,8 @@ def test_consequence_7_a_step_without_tokens_takes_no_time(play: Play) -> None:
 
 @pytest.mark.parametrize(("device_ms", "host_ms"), [(3.0, 2.0), (1.0, 3.0)])
 def test_consequence_7_with_a_host_that_takes_time(device_ms: float, host_ms: float) -> None:
-    """The empty step is planned when the other one begins, at h, and takes the host until 2 h. Request 1 is planned then
-    or at the end of that step, at h + d, whichever is later, and has its token h + d after that."""
+    """The empty step is planned when the other one begins, at h, and takes the host until 2 h. Request 1 is planned
+    then or at the end of that step, at h + d, whichever is later, and has its token h + d after that."""
     log = one_place(device_ms, host_ms, 1, 1)
     first, planned = host_ms + device_ms, max(2 * host_ms, host_ms + device_ms)
     assert log.first_token_ns.tolist() == [first * MS, (planned + host_ms + device_ms) * MS]
