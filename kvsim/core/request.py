@@ -14,6 +14,7 @@ HELD: Final = 3
 OFFERED: Final = 4
 SENDING: Final = 5
 ENDED: Final = 6
+LEAVING: Final = 7
 
 
 class Request:
@@ -32,6 +33,7 @@ class Request:
         "arrival_ns",
         "computed_tokens",
         "content",
+        "ends_by_eos",
         "enters_ns",
         "finish_step",
         "gap_from_ns",
@@ -65,6 +67,7 @@ class Request:
         # ---- engine and KV pool
         self.enters_ns = arrival_ns  # at its present replica
         self.held_blocks = 0
+        self.ends_by_eos = False  # the engine cannot know that its last token is the last
         self.content: Content | None = None  # what others may have in common with it; None: nothing
         self.admission = 0
         self.joined_step = 0

@@ -333,6 +333,9 @@ class StepCost(Protocol):
     is then asked for any context from 0 on); and one for which it is a straight line may have
     ``decode_line(decodes) -> (fixed_s, context_token_s)``, where ``fixed_s + context * context_token_s`` is ``step_s``
     to the last bit. Each makes it quicker to simulate, and is checked.
+
+    ``host_s``, if it has it: seconds of every step in which the GPU waits for the engine's host, and which asynchronous
+    scheduling hides behind the step before. It is part of what ``step_s`` says.
     """
 
     def step_s(self, shape: BatchShape) -> float:

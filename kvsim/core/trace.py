@@ -97,7 +97,7 @@ class Ragged:
 
 COLUMNS: Final = (
     *("arrival_ns", "prompt_tokens", "output_tokens", "session", "think_ns", "priority"),
-    *("tenant", "model", "images", "deadline_ns"),
+    *("tenant", "model", "images", "deadline_ns", "ends_by_eos"),
 )
 RAGGED_COLUMNS: Final = ("wait_for", "prefix_hashes", "segments")
 """Columns of a Trace with one value per row, and with any number of values per row."""
@@ -118,6 +118,8 @@ class Trace:
       asked for; -1 where the row has none. ``session_names[k]`` is what the file called session ``k``, and so on.
     - ``images`` images in the prompt, from 0
     - ``deadline_ns`` the request is of use only if it ends within so much time after it is sent; -1: whenever
+    - ``ends_by_eos`` 1 if the model decides that the output ends (a stop token, which no engine can foresee), 0 if the
+      client's ``max_tokens`` does; None: all by ``max_tokens``. Only asynchronous scheduling tells them apart.
 
     Which row waits for which, in a closed loop (``sessions: closed``):
 
@@ -168,6 +170,7 @@ class Trace:
     model_names: Sequence[str] | None = None
     images: NDArray[np.int64] | None = None
     deadline_ns: NDArray[np.int64] | None = None
+    ends_by_eos: NDArray[np.int64] | None = None
     wait_for: Ragged | None = None
     prefix_hashes: Ragged | None = None
     hash_block_tokens: int | None = None

@@ -17,7 +17,8 @@ class Affine:
     """Seconds = base + prefill tokens + decode requests + sampled requests + context, each times a coefficient.
 
     Context counts the tokens in KV before the step, of prefills and decodes alike. Ignores model and GPU.
-    The defaults are those of the step-by-step vLLM recordings that the tests replay.
+    The defaults are those of the step-by-step vLLM recordings that the tests replay. ``hidden_host_s`` is added too,
+    where asynchronous scheduling does not hide it.
     """
 
     base_s: float = 4e-3
@@ -25,6 +26,7 @@ class Affine:
     decode_request_s: float = 2e-5
     context_token_s: float = 2e-8
     sampled_request_s: float = 0.0
+    hidden_host_s: float = 0.0
 
     def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> "AffineStep":
         """The coefficients, ready to price steps."""
@@ -40,12 +42,14 @@ class AffineStep:
         "_decode_request_s",
         "_prefill_token_s",
         "_sampled_request_s",
+        "host_s",
         "longest_last",
     )
     reads_squares = False
 
     def __init__(self, cost: Affine) -> None:
-        self._base_s = cost.base_s
+        self._base_s = cost.base_s + cost.hidden_host_s
+        self.host_s = cost.hidden_host_s
         self._prefill_token_s = cost.prefill_token_s
         self._decode_request_s = cost.decode_request_s
         self._context_token_s = cost.context_token_s

@@ -35,8 +35,8 @@ class Calibrated:
     a benchmark finds warm.
 
     Batches of up to ``cuda_graph_tokens`` tokens run as captured CUDA graphs, so linear layers compute the next
-    captured size (vLLM: 1, 2, 4, multiples of 8, from 256 on of 16); 0: no graphs. ``host_step_s`` and
-    ``host_request_s`` as in ``roofline``.
+    captured size (vLLM: 1, 2, 4, multiples of 8, from 256 on of 16); 0: no graphs. ``host_step_s``,
+    ``host_request_s`` and ``hidden_host_s`` as in ``roofline``.
     """
 
     engine: str = "vllm"
@@ -44,6 +44,7 @@ class Calibrated:
     cuda_graph_tokens: int = 512
     host_step_s: float = 1.5e-4
     host_request_s: float = 0.0
+    hidden_host_s: float = 0.0
 
     def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> "CalibratedStep":
         """Prices for this model on this GPU.
@@ -97,12 +98,14 @@ class CalibratedStep:
         "_operators",
         "_prefill",
         "generic_operators",
+        "host_s",
         "notes",
     )
 
     def __init__(self, cost: Calibrated, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
         self._operators = _Measured(cost, model, gpu, tensor_parallel_size)
         self._host_request_s = cost.host_request_s
+        self.host_s = cost.hidden_host_s
         self._linear_s: dict[int, float] = {}
         self._head_s: dict[int, float] = {0: 0.0}
         self._decode_pieces: dict[int, Pieces] = {}
@@ -173,7 +176,7 @@ class _Measured(Operators):
     """The operators of one rank, by surface where there is one, else by the roofline's constants."""
 
     def __init__(self, cost: Calibrated, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
-        super().__init__(cost.host_step_s, model, gpu, tensor_parallel_size)
+        super().__init__(cost.host_step_s + cost.hidden_host_s, model, gpu, tensor_parallel_size)
         self.host_request_s = cost.host_request_s
         self.graph_tokens = cost.cuda_graph_tokens
         self.file = _surface_file(cost, gpu)

@@ -42,13 +42,15 @@ class Roofline:
     what it hides behind the GPU. Default: the median by which the time per token of vLLM 0.15 (asynchronous
     scheduling, 7B and 8B models, H100, 5 to 50 requests) exceeds the operators; it does not grow with the requests.
     (https://github.com/inference-sim/sim-to-real-accuracy-validation; the synchronous engines of 2024 needed 1 to
-    5 ms: vidur ``cpu_overheads``.)
+    5 ms: vidur ``cpu_overheads``.) ``hidden_host_s`` is what it does hide, if scheduling is asynchronous; a step that
+    is planned after the one before it takes so much longer.
 
     Source: Williams et al., Roofline, CACM 2009; efficiencies from ``gpu.efficiency``, else ``GENERIC``.
     """
 
     host_step_s: float = 1.5e-4
     host_request_s: float = 0.0
+    hidden_host_s: float = 0.0
 
     def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> "RooflineStep":
         """Prices for this model on this GPU.
@@ -88,6 +90,7 @@ class RooflineStep:
         "_prefill_flop_s",
         "_prefill_token_s",
         "generic_operators",
+        "host_s",
     )
 
     def __init__(self, cost: Roofline, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
@@ -96,7 +99,7 @@ class RooflineStep:
                 raise InputError(
                     f"{gpu.name}: unknown operator kind", key=f"efficiency.{kind}", hint=f"known: {', '.join(GENERIC)}"
                 )
-        operators = Operators(cost.host_step_s, model, gpu, tensor_parallel_size)
+        operators = Operators(cost.host_step_s + cost.hidden_host_s, model, gpu, tensor_parallel_size)
         model.check_16_bit()
         self.generic_operators = tuple(kind for kind in GENERIC if kind not in gpu.efficiency)
         self._operators = operators
@@ -104,6 +107,7 @@ class RooflineStep:
         self._head_s: dict[int, float] = {0: 0.0}
         self._decode_lines: dict[int, tuple[float, float]] = {}
         self._host_request_s = cost.host_request_s
+        self.host_s = cost.hidden_host_s
 
         # One query token against one key: 2 multiply-adds per head and dimension. KV is read once per chunk.
         pair_flops = 4 * operators.q_width * model.layers

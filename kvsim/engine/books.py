@@ -65,10 +65,7 @@ class Books(ReplicaState):
         if self.decisions:
             context = self.context_tokens_of(request)
             blocks = max(request.held_blocks, self.kv.missing_blocks(Request(0, 0, 1, 1), context + scheduled))
-            generated = request.generated_tokens
-            if request.state == DECODING:
-                generated += self.decode_step - request.joined_step
-            self.decisions.preempted(request, context, generated, blocks)
+            self.decisions.preempted(request, context, self._known_tokens(request), blocks)
         self._drop_running(request, scheduled, resumes=True)
         request.computed_tokens = 0
         request.state = WAITING
@@ -77,6 +74,13 @@ class Books(ReplicaState):
         self.waiting.insert(self.ready_count, request)
         self.waiting_tokens += request.target_tokens
         self._changed = True
+
+    def _known_tokens(self, request: Request) -> int:
+        """Generated tokens that the scheduler has seen."""
+        generated = request.generated_tokens
+        if request.state == DECODING:
+            generated += self.decode_step - request.joined_step
+        return generated
 
     def _drop_running(self, request: Request, scheduled: int = 0, resumes: bool = False) -> None:
         """Out of the running list, with all its blocks, those for ``scheduled`` tokens of this step included."""
@@ -107,8 +111,11 @@ class Books(ReplicaState):
         self._context += context
         self._squares += context * context
 
-    def _leave_decodes(self, request: Request) -> None:
-        """Out of the totals before its end; what it knows of itself is brought up to date."""
+    def _leave_decodes(self, request: Request, registered: int | None = None) -> None:
+        """Out of the totals before its end; what it knows of itself is brought up to date.
+
+        ``registered``: so many of its tokens can be in blocks with a name by now (all, if it is not said).
+        """
         steps = self.decode_step - request.joined_step
         context = request.computed_tokens + steps
         request.computed_tokens = context
@@ -117,7 +124,7 @@ class Books(ReplicaState):
         self.decoding_count -= 1
         self._context -= context
         self._squares -= context * context
-        self.kv.leave(request, context)
+        self.kv.leave(request, context if registered is None else registered)
         if request in self._behind:
             self._behind.remove(request)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from heapq import heappop, heappush
 
 import numpy as np
@@ -13,8 +14,9 @@ from kvsim.core.content import Contents
 from kvsim.core.request import ENDED, OFFERED, SENDING, Request
 from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
 from kvsim.core.trace import Trace
+from kvsim.engine.ahead import AheadReplica
 from kvsim.engine.clock import ARRIVALS, ENDS, FOREVER, PLANS, Clock
-from kvsim.engine.decisions import DecisionRecorder
+from kvsim.engine.decisions import AheadRecorder, DecisionRecorder
 from kvsim.engine.link import Flow, SharedLink
 from kvsim.engine.pace import DecodePace
 from kvsim.engine.recorder import Recorder, TimelineSamples, join_timelines
@@ -101,7 +103,8 @@ class Simulation:
             raise ValueError("prefix caching is modelled in mixed pools only")
         contents = Contents(trace) if any(replica.cache for replica in self.replicas) else None
         self._contents = contents or None
-        self._has_more = trace.priority is not None or bool(contents)  # rows have more to them than times and lengths
+        # Rows have more to them than times and lengths:
+        self._has_more = trace.priority is not None or bool(contents) or trace.ends_by_eos is not None
         self._quiet = not any(replica.eager for replica in self.replicas)
         self._replica_column = self._recorder.columns.replica_prefill
         self._max_model_len = cluster.max_model_len
@@ -164,12 +167,18 @@ class Simulation:
             members = []
             pace = DecodePace(pool.cost.steps_s)
             self._paces.append(pace)
+            ahead = bool(getattr(pool.scheduler, "async_scheduling", False))
+            if ahead and (pool.role != "mixed" or options.client_timeout_ns is not None):
+                raise ValueError("asynchronous scheduling is modelled in mixed pools and without client timeouts only")
+            record = AheadRecorder if ahead else DecisionRecorder
+            make = partial(AheadReplica, host_ns=round(getattr(pool.cost, "host_s", 0.0) * 1e9)) if ahead else Replica
             for _ in range(pool.replicas):
                 samples = TimelineSamples(interval_ns, instants)
-                decisions = DecisionRecorder(len(self.replicas), options.decisions) if options.decisions else None
-                replica = Replica(
+                replica = make(
                     len(self.replicas), pool, self, self._recorder, samples, pace,
-                    leaps=options.mode == "leap", decisions=decisions, check_laws=options.check_laws,
+                    leaps=options.mode == "leap",
+                    decisions=record(len(self.replicas), options.decisions) if options.decisions else None,
+                    check_laws=options.check_laws,
                 )  # fmt: skip
                 # Whoever reads counters or waits for an end wants the replica as it is now.
                 replica.eager = (
@@ -414,6 +423,9 @@ class Simulation:
         """What the trace says of it besides time and lengths."""
         if self._trace.priority is not None:
             request.priority = int(self._trace.priority[request.id])
+        if self._trace.ends_by_eos is not None:  # an end at the model's length can be foreseen
+            is_shorter = request.prompt_tokens + request.output_tokens < self._max_model_len
+            request.ends_by_eos = is_shorter and bool(self._trace.ends_by_eos[request.id])
         if self._contents:
             request.content = self._contents.of(request.id, request.prompt_tokens, request.output_tokens)
 
@@ -500,7 +512,7 @@ class Simulation:
             time_ns, phase = replica.stretch_end_ns, ENDS
         else:
             time_ns, phase = replica.due_ns - 1, PLANS
-        if replica.inbox and replica.inbox[0].enters_ns < time_ns:
+        if replica.inbox and not replica.ahead and replica.inbox[0].enters_ns < time_ns:
             time_ns = replica.inbox[0].enters_ns
         if time_ns < FOREVER - 1:
             self._post_replica(replica, time_ns, phase)
@@ -640,8 +652,9 @@ class Simulation:
         for request in self._handoffs:
             columns["generated_tokens"][request.id] = 1
         for replica in replicas:
-            for request in replica.inbox:  # sent on, and not there yet
-                columns["generated_tokens"][request.id] = 1
+            for request in replica.inbox:
+                if request.state == SENDING:
+                    columns["generated_tokens"][request.id] = 1
         if len(self._pools) == 1:
             columns["replica_decode"] = columns["replica_prefill"]
         finished = (columns["status"] == UNFINISHED) & (columns["finish_ns"] != NEVER)

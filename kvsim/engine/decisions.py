@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ class DecisionRecorder:
         self._write = write
         self._step = 0
         self._evicted = 0
-        self._current: dict[str, Any] | None = None
+        self._open: deque[dict[str, Any]] = deque()  # steps whose end has not been recorded
         self._arrived: list[int] = []
         self._admitted: list[list[int]] = []
         self._preempted: list[list[int]] = []
@@ -87,20 +88,47 @@ class DecisionRecorder:
                 current["evicted"] = replica.cache.evicted - self._evicted
                 self._evicted = replica.cache.evicted
         self._step += 1
-        self._current = current
+        self._open.append(current)
         if not ids:
             self.applied(replica)
 
     def applied(self, replica: ReplicaState) -> None:
         """The step has ended."""
-        current = self._current
-        assert current is not None
+        current = self._open.popleft()
         if self._finished:
             current["finished"] = [request_id for _, request_id in sorted(self._finished)]
             self._finished.clear()
         current["free_blocks_end"] = replica.kv.free_blocks
         if replica.cache:
-            running = replica.running_now
-            current["cached_blocks"] = replica.cache.cached_blocks((r, replica.context_tokens_of(r)) for r in running)
+            current["cached_blocks"] = replica.cache.cached_blocks(replica.scheduled_tokens())
         self._write(self._replica_id, current)
-        self._current = None
+
+
+class AheadRecorder(DecisionRecorder):
+    """The same for a replica that plans ahead. A step has ended when its results are seen, after the next plan.
+
+    ``plan_ns`` is when a step was planned. A step that is planned and never looked at again has no end.
+    """
+
+    def planned(self, replica: ReplicaState, plan: Plan | None, plan_ns: int, start_ns: int, end_ns: int) -> None:
+        """After the scheduler has spoken, before it sees results."""
+        self.launched(replica, plan, start_ns, end_ns)
+        self._open[-1]["plan_ns"] = plan_ns
+
+    def seen(self, replica: ReplicaState) -> None:
+        """Two steps are in flight, or one that does nothing: the older one is looked at."""
+        if len(self._open) > 1 or (self._open and not self._open[0]["id"]):
+            super().applied(replica)
+
+    def rest(self, replica: ReplicaState) -> None:
+        """Nothing is planned any more."""
+        while self._open:
+            super().applied(replica)
+
+    def applied(self, replica: ReplicaState) -> None:
+        """Its results are there; they are seen later."""
+
+    def close(self) -> None:
+        """The run is over."""
+        while self._open:
+            self._write(self._replica_id, self._open.popleft())

@@ -113,6 +113,8 @@ class Plan:
         waiting = replica.waiting
         if request.state != WAITING or waiting[0] is not request:
             raise ValueError(f"only the head of the waiting queue can be admitted, not {request!r}")
+        if self.preempted and request.generated_tokens >= request.output_tokens:
+            return False  # its last token is under way
         kv = replica.kv
         context = request.computed_tokens
         found = 0
@@ -269,7 +271,7 @@ class Plan:
         self.decodes_held = False
         self.budget_tokens = self._max_tokens
         for request in list(replica.running_now):
-            if request.state != WAITING:
+            if request.state in (PREFILLING, DECODING):
                 yield request
 
     def run(self, request: Request, max_tokens: int | None = None) -> int:
@@ -333,11 +335,14 @@ class Plan:
             shape.prefill_context_tokens += context
 
     def _tell_step(self) -> None:
-        """The blocks that decodes fill in this step have their content from now on, if all decodes take part."""
+        """The blocks that decodes fill in this step have their content from now on, if all decodes take part.
+
+        A replica that plans ahead does not know yet what the tokens are that they compute: one step later.
+        """
         replica = self._replica
         assert replica.cache
         all_run = not self.decodes_held if self.runs is None else len(self.runs) == replica.decoding_count
-        replica.cache.step = replica.decode_step + all_run
+        replica.cache.step = replica.decode_step + (all_run and not replica.ahead)
 
     def _look_again(self, request: Request) -> None:
         """It was refused with what it found. Once a decode has registered what it would find next, ask again."""

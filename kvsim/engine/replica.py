@@ -436,7 +436,7 @@ class Replica(Steps):
     def plan_at(self, now_ns: int) -> None:
         """Let happen everything up to and including the plan at ``now_ns``."""
         self.settle(now_ns)
-        if not self.stretch_steps and self.due_ns == now_ns + 1 < FOREVER:
+        if self._asleep and self.due_ns == now_ns + 1 < FOREVER:
             self._wake(now_ns)  # a review is due
         self.plan_now(now_ns)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, cast
 
@@ -132,6 +132,7 @@ class ReplicaState:
         "_sure_blocks",
         "_tools",
         "admissions",
+        "ahead",
         "bookings",
         "boundary_ns",
         "cache",
@@ -201,6 +202,7 @@ class ReplicaState:
         self._runs_fast = (
             leaps and not check_laws and not decisions and not samples.every_step and pool.role != "prefill"
         )
+        self.ahead = False  # it plans a step while another one runs
         self.decisions = decisions
         self._check_laws = check_laws
         # requests
@@ -370,6 +372,10 @@ class ReplicaState:
             place = self._flight_place
             self._durations = durations = self._flight.duration[place : place + self.stretch_steps].tolist()
         return durations
+
+    def scheduled_tokens(self) -> Iterator[tuple[Request, int]]:
+        """Everybody who runs, and the tokens whose blocks can have a name by now."""
+        return ((request, self.context_tokens_of(request)) for request in self.running_now)
 
     def context_tokens_of(self, request: Request) -> int:
         if request.state == DECODING:

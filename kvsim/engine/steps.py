@@ -49,27 +49,13 @@ class Steps(Books):
         """Launch what was planned (None: everybody decodes). The blocks for its first step are taken."""
         self.stretch_start_ns = start = self.boundary_ns
         self.note_peak(self.kv.free_blocks)
-        decodes = self._decodes
-        if plan and plan.chunks:
-            self._chunks = plan.chunks
-            self._shape = shape = plan.shape
-            if decodes:
-                shape.decode_context_tokens += self._context
-                shape.decode_context_squares += self._squares
-                shape.sampled_requests += decodes
-            shape.decode_requests = decodes + plan.chunk_decodes
-            steps = 1
-        elif decodes:
-            self._shape = shape = self._decode_shape
-            shape.decode_requests = shape.sampled_requests = decodes
-            shape.decode_context_tokens = self._context
-            shape.decode_context_squares = self._squares
-            steps = self._sure_steps() if self._leaps and not self._changed else 1
-        else:
+        shape = self._compose(plan)
+        if shape is None:
             self._sleep()
             if self.decisions and plan:
                 self.decisions.launched(self, plan, start, start)
             return
+        steps = self._sure_steps() if self._leaps and not self._changed and not self._chunks else 1
         if self._samples.every_step:
             self._samples.next_ns = start
         self.stretch_steps = steps
@@ -82,6 +68,26 @@ class Steps(Books):
             self._launch_leap(shape, steps)
         if self.decisions:
             self.decisions.launched(self, plan, start, self.stretch_end_ns)
+
+    def _compose(self, plan: Plan | None) -> BatchShape | None:
+        """What was planned, as the cost model sees it; None if it is nothing."""
+        decodes = self._decodes
+        if plan and plan.chunks:
+            self._chunks = plan.chunks
+            self._shape = shape = plan.shape
+            if decodes:
+                shape.decode_context_tokens += self._context
+                shape.decode_context_squares += self._squares
+                shape.sampled_requests += decodes
+            shape.decode_requests = decodes + plan.chunk_decodes
+            return shape
+        if decodes:
+            self._shape = shape = self._decode_shape
+            shape.decode_requests = shape.sampled_requests = decodes
+            shape.decode_context_tokens = self._context
+            shape.decode_context_squares = self._squares
+            return shape
+        return None
 
     def _consult(self, start: int) -> Plan:
         """Ask the scheduler until it schedules something or changes nothing."""
@@ -181,7 +187,7 @@ class Steps(Books):
             steps = self._leap
         if self.inbox and self._duration:
             # About as many as there is time for until the next arrival; a guess costs nothing but another stretch.
-            until_arrival = (self.inbox[0].enters_ns - self.stretch_start_ns) // self._duration + 1
+            until_arrival = (self.inbox[0].enters_ns - self.stretch_start_ns) // self._duration + 1 + self.ahead
             if steps > until_arrival:
                 steps = until_arrival
         if steps > 1:
@@ -311,15 +317,19 @@ class Steps(Books):
         else:
             self._own_gap(request, end)
         if request.generated_tokens == request.output_tokens:
-            del self.running_now[request]
-            self.kv.release(request, context)
-            self._end_request(request, end)
+            self._finish_chunk(request, context, end)
         elif self.role == "prefill":
             del self.running_now[request]
             self._simulation.offer(request, end)
         else:
             self._join_decodes(request, context)
         return 1
+
+    def _finish_chunk(self, request: Request, context: int, end: int) -> None:
+        """Its last token came with the chunk that made its context whole."""
+        del self.running_now[request]
+        self.kv.release(request, context)
+        self._end_request(request, end)
 
     def _release_in_order(self, chunks: Sequence[tuple[Request, int, int]], step: int) -> None:
         """Decodes end with this step. If requests end with a chunk as well, all give back their blocks as scheduled.

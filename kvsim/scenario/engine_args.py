@@ -272,7 +272,7 @@ def _router(pool: ResolvedPool) -> str:
 
 
 SAID_LAST = ("enable_prefix_caching", "async_scheduling")
-"""On unless vLLM is told otherwise."""
+"""Switches that are off here by default and on in vLLM: said either way."""
 
 
 def _serve_line(resolved: Resolved, pool: ResolvedPool) -> tuple[str, list[str]]:
@@ -316,8 +316,7 @@ def _serve_line(resolved: Resolved, pool: ResolvedPool) -> tuple[str, list[str]]
         say(field, pool.keys["kv"][field])
     for name in SAID_LAST:
         key = _key_of(name)
-        if key is None or not pool.keys.get(str(key[0]), {}).get(str(key[1])):
-            say(name, False)
+        say(name, key is not None and bool(pool.keys.get(str(key[0]), {}).get(str(key[1]))))
     if pool.pool.role != "mixed":
         role = "kv_producer" if pool.pool.role == "prefill" else "kv_consumer"
         words.extend(("--kv-transfer-config", shlex.quote(f'{{"kv_connector":"NixlConnector","kv_role":"{role}"}}')))

@@ -114,6 +114,11 @@ class WorkloadKeys(Section):
     client_timeout_s: float | None = Field(
         default=None, gt=0, description="The client gives up so many seconds after sending."
     )
+    outputs_end_by: Literal["max_tokens", "eos"] | None = Field(
+        default=None,
+        description="max_tokens: the client's limit, as in benchmarks that ignore EOS. eos: a stop token, which a step "
+        "planned ahead cannot foresee (scheduler.async_scheduling). Null: as the trace says, else max_tokens.",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> WorkloadKeys:

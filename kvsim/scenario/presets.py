@@ -20,8 +20,8 @@ class Preset:
     GPU's total memory) size the KV pool; ``batch_by_memory`` holds (least GPU memory in bytes, max_num_seqs,
     max_num_batched_tokens), largest first, and ``small_batch_gpus`` get its last row whatever their memory.
     ``memory`` is what the engine takes beside weights and KV.
-    ``notes`` say where the engine's defaults are not modelled yet. ``ignored`` maps an argument of that engine
-    which changes nothing here to the reason: it is refused, never dropped in silence.
+    ``ignored`` maps an argument of that engine which changes nothing here to the reason: it is refused, never dropped
+    in silence.
     """
 
     seats: Mapping[str, str]
@@ -30,7 +30,6 @@ class Preset:
     batch_by_memory: tuple[tuple[int, int, int], ...]
     small_batch_gpus: tuple[str, ...]
     memory: EngineMemory
-    notes: tuple[str, ...]
     ignored: Mapping[str, str]
 
     def batch(
@@ -74,14 +73,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             batch_by_memory=((160 * GIB, 1024, 16384), (70 * GIB, 1024, 8192), (0, 256, 2048)),
             small_batch_gpus=("a100", "gb10"),
             memory=ENGINES["vllm@0.33"],
-            notes=("async scheduling: off (not modelled yet; vLLM turns it on where the executor supports it)",),
             ignored={
                 "max_num_active_seqs": _NOT_YET,
                 "max_num_queued_reqs": _NOT_YET,
                 "max_num_queued_tokens": _NOT_YET,
                 "prefill_schedule_interval": _NOT_YET,
                 "scheduling_policy": "is written scheduler.policy here",
-                "async_scheduling": _NOT_YET,
+                "async_scheduling": "is written scheduler.async_scheduling here",
                 "stream_interval": _NOT_YET,
                 "performance_mode": _NOT_YET,
                 "kv_offloading_size": _NOT_YET,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import kvsim.hardware
 import kvsim.models
 from kvsim import __version__
@@ -128,7 +130,7 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True, read: Read = read
         ),
         notes=(
             *_cache_notes(pools, trace),
-            *preset.notes,
+            *_async_notes(pools),
             *_notes(scenario, model, pools, max_model_len),
             *_trace_notes(scenario, trace),
         ),
@@ -336,6 +338,19 @@ class _PoolResolver:
         fields = seats.parameters_of(type(scheduler))
         scheduler = dataclasses.replace(scheduler, **{name: n for name, n in limits.items() if name in fields})
         source = self.scenario.source
+        if getattr(scheduler, "async_scheduling", False):
+            if self.keys.role != "mixed":
+                raise source.error(
+                    f"asynchronous scheduling is modelled in mixed pools only, this is a {self.keys.role} pool",
+                    (*key, "async_scheduling"),
+                    "leave it out or set it to false",
+                )
+            if self.scenario.workload.client_timeout_s is not None:
+                raise source.error(
+                    "clients that give up are not modelled with asynchronous scheduling yet",
+                    (*key, "async_scheduling"),
+                    "set it to false, or leave out workload.client_timeout_s",
+                )
         seqs, tokens = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
         if whole_prompts and tokens < self.max_model_len:
             raise source.error(
@@ -420,6 +435,9 @@ def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], all
     else:
         trace = _generate(scenario, keys["workload"], files, allow_plugins)
     trace = _transformed(scenario, trace, keys["workload"], files, allow_plugins)
+    if workload.outputs_end_by is not None:
+        ends = np.full(len(trace), workload.outputs_end_by == "eos", np.int64)
+        trace = dataclasses.replace(trace, ends_by_eos=ends)
     if workload.sessions == "closed" and trace.session is None:
         raise source.error(
             "closed sessions need a trace that has sessions",
@@ -495,6 +513,11 @@ def _cache_notes(pools: tuple[ResolvedPool, ...], trace: Trace) -> Iterator[str]
         yield "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)"
     elif trace.prefix_hashes is None and trace.segments is None:
         yield "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
+
+
+def _async_notes(pools: tuple[ResolvedPool, ...]) -> Iterator[str]:
+    if not all(getattr(resolved.pool.scheduler, "async_scheduling", False) for resolved in pools):
+        yield "async scheduling: off (vLLM's default is on; scheduler.async_scheduling turns it on)"
 
 
 def _transformed(

@@ -18,6 +18,7 @@ class ChunkedPrefill:
     are free at that moment [10]; ``watermark`` is the share of blocks kept free on admission while anything runs [12].
     With ``policy`` priority the waiting queue is ordered by (priority, arrival, id) [18], and the victim is the running
     request with the largest (priority, arrival), of equals the one admitted first [19, 20].
+    ``async_scheduling``: a step is planned while another one runs (``kvsim/engine/ahead.py``).
     """
 
     max_num_seqs: int = 256
@@ -28,6 +29,7 @@ class ChunkedPrefill:
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
     policy: Literal["fcfs", "priority"] = "fcfs"
+    async_scheduling: bool = False
 
     every_step = False
     preempts_by_choice = False

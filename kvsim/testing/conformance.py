@@ -91,6 +91,7 @@ class Recording:
             column("max_tokens"),
             priority=column("priority"),
             segments=_segments([row["segments"] for row in self.requests]) if "segments" in self.requests[0] else None,
+            ends_by_eos=np.array([row.get("ends") == "eos" for row in self.requests], np.int64),
         )
 
     def cluster(self) -> Cluster:

@@ -38,6 +38,8 @@ def looks(cost: CostModel) -> Iterator[Look]:
         return None
 
     yield "a step takes seconds above 0", positive
+    if hasattr(_step_cost(cost), "host_s"):
+        yield "it says host_s, and no step takes less", lambda: _waits(_step_cost(cost))
     yield "steps_s is step_s, bit for bit", lambda: _stretches(_step_cost(cost))
     if getattr(_step_cost(cost), "longest_last", False):
         yield (
@@ -138,6 +140,16 @@ def _straight(cost: StepCost) -> str | None:
         if time_s != fixed_s + context * token_s:
             line = f"{fixed_s!r} + context * {token_s!r}"
             return f"{decodes} decodes with {context} tokens of context: {time_s!r} s, not {line}"
+    return None
+
+
+def _waits(cost: StepCost) -> str | None:
+    host_s: float = cost.host_s  # type: ignore[attr-defined]  # it is optional
+    if host_s < 0:
+        return f"host_s is {host_s!r}"
+    for shape in _shapes():
+        if cost.step_s(shape) < host_s:
+            return f"{shape!r} takes {cost.step_s(shape)!r} s, host_s is {host_s!r}"
     return None
 
 

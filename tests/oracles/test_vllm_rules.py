@@ -16,8 +16,8 @@ from tests.vllm_model import Config, Request, VllmModel
 
 MS = 1_000_000
 Step = dict[str, Any]
-Row = tuple[float, str, int] | tuple[float, str, int, int]
-"""Arrival in ms, prompt in segments, output tokens, and priority (0 if left out)."""
+Row = tuple[float, str, int] | tuple[float, str, int, int] | tuple[float, str, int, int, str]
+"""Arrival in ms, prompt in segments, output tokens, priority (0 if left out), and ``eos`` if a stop token ends it."""
 
 
 WORLD: dict[str, Any] = {
@@ -35,7 +35,7 @@ class Play(Protocol):
 
 def play_model(*rows: Row, **config: Any) -> list[Step]:
     requests = [
-        Request(index, round(row[0] * MS), tokens_of(row[1]), row[2], row[3] if len(row) > 3 else 0)
+        Request(index, round(row[0] * MS), tokens_of(row[1]), row[2], row[3] if len(row) > 3 else 0, len(row) > 4)
         for index, row in enumerate(rows)
     ]
     model = VllmModel(Config(**(WORLD | config)), lambda prefill, decodes, context: MS, requests)
@@ -54,6 +54,7 @@ def play_engine(*rows: Row, **config: Any) -> list[Step]:
             "max_tokens": str(row[2]),
             "priority": str(row[3] if len(row) > 3 else 0),
             "segments": row[1],
+            "ends": row[4] if len(row) > 4 else "",
         }
         for index, row in enumerate(rows)
     ]

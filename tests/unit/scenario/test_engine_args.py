@@ -40,7 +40,7 @@ def test_arguments_become_keys_of_the_scenario() -> None:
     line = """CUDA_VISIBLE_DEVICES=0 vllm serve Qwen/Qwen2.5-7B-Instruct --tensor-parallel-size=2 -dp 3 \\
         --max_num_seqs 64 --max-num-batched-tokens 8K --max-model-len 16k --block-size 32 --watermark 0.05
         --gpu-memory-utilization .9 --kv-cache-memory-bytes 1.5g --long-prefill-token-threshold 512
-        --no-scheduler-reserve-full-isl --disable-chunked-prefill"""
+        --no-scheduler-reserve-full-isl --disable-chunked-prefill --async-scheduling"""
     assert keys(line) == {
         "model": "qwen2.5-7b",
         "cluster.tensor_parallel_size": 2,
@@ -55,6 +55,7 @@ def test_arguments_become_keys_of_the_scenario() -> None:
         "scheduler.long_prefill_token_threshold": 512,
         "scheduler.scheduler_reserve_full_isl": False,
         "scheduler.enable_chunked_prefill": False,
+        "scheduler.async_scheduling": True,
     }
     assert read_engine_args(line).notes == ()
 
@@ -148,6 +149,8 @@ def test_mistakes_are_refused(line: str, problem: str) -> None:
         "--watermark 0.01 --long-prefill-token-threshold 128 --long-prefill-token-threshold-adaptive --block-size 8",
         "--no-scheduler-reserve-full-isl --max-model-len 1000 --no-enable-chunked-prefill -dp 2",
         "--kv-cache-memory-bytes 5G --gpu-memory-utilization 0.5 --num-gpu-blocks-override 100",
+        "--async-scheduling --enable-prefix-caching",
+        "--no-async-scheduling --no-enable-prefix-caching",
     ],
 )
 def test_the_line_of_a_scenario_is_that_scenario(scenario: Path, arguments: str) -> None:

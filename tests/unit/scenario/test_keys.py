@@ -38,7 +38,7 @@ def test_sizes_and_rates_carry_units() -> None:
         (BASE + "modle: x\n", f"3: modle: unknown key; did you mean 'model'? known: {KNOWN}"),
         ("workload:\n  trace:\n    pth: a\n", "3: workload.trace.pth: unknown key; did you mean 'path'? known: format, limit, on_bad_row, path, rate_scale"),
         (BASE + "cluster:\n  max_num_seqs: 3\n", "4: cluster.max_num_seqs: unknown key; did you mean 'scheduler.max_num_seqs'? known: data_parallel_size, decode_context_parallel_size, enable_expert_parallel, gpu, link, max_model_len, pipeline_parallel_size, pools, prefill_context_parallel_size, quantization, reject_oversized, replicas, tensor_parallel_size"),
-        (BASE + "cluster: {async_scheduling: true}\n", "3: cluster.async_scheduling: vLLM's async_scheduling is not modelled yet; remove it"),
+        (BASE + "cluster: {async_scheduling: true}\n", "3: cluster.async_scheduling: vLLM's async_scheduling is written scheduler.async_scheduling here; remove it"),
         (BASE + "cluster:\n  replicas: two\n", "4: cluster.replicas: expected a whole number, found 'two'"),
         (BASE + "cluster:\n  replicas: 0\n", "4: cluster.replicas: 0 is not allowed; it must be at least 1"),
         (BASE + "seed: true\n", "3: seed: expected a whole number, found true"),

@@ -55,7 +55,7 @@ def test_defaults_are_those_of_the_preset(folder: Path) -> None:
     assert resolved.cluster.max_model_len == 131072
     assert resolved.notes == (
         "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)",
-        "async scheduling: off (not modelled yet; vLLM turns it on where the executor supports it)",
+        "async scheduling: off (vLLM's default is on; scheduler.async_scheduling turns it on)",
     )
 
 
@@ -162,6 +162,14 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
             "cluster: {pools: [{role: prefill}, {role: decode}], link: {bytes_per_s: 25GB/s}}\nkv: {enable_prefix_caching: true}\n",
             "4: kv.enable_prefix_caching: prefix caching is modelled in mixed pools only, this is a prefill pool",
         ),
+        (
+            "cluster: {pools: [{role: prefill}, {role: decode}], link: {bytes_per_s: 25GB/s}}\nscheduler: {async_scheduling: true}\n",
+            "4: scheduler.async_scheduling: asynchronous scheduling is modelled in mixed pools only, this is a prefill pool",
+        ),
+        (
+            "  client_timeout_s: 3.0\nscheduler: {async_scheduling: true}\n",
+            "4: scheduler.async_scheduling: clients that give up are not modelled with asynchronous scheduling yet",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(folder: Path, text: str, message: str) -> None:
@@ -176,6 +184,19 @@ def test_prefix_caching_is_said_to_be_off_or_to_have_nothing_to_find(folder: Pat
     assert notes("kv: {enable_prefix_caching: true}\n") == [
         "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
     ]
+
+
+def test_async_scheduling_is_said_to_be_off_and_outputs_may_end_by_a_stop_token(folder: Path) -> None:
+    off = resolve(Scenario.load(written(folder, "")))
+    assert [note for note in off.notes if "async" in note] == [
+        "async scheduling: off (vLLM's default is on; scheduler.async_scheduling turns it on)"
+    ]
+    on = resolve(
+        Scenario.load(written(folder, "scheduler: {async_scheduling: true}\n"), {"workload": {"outputs_end_by": "eos"}})
+    )
+    assert not any("async" in note for note in on.notes)
+    assert on.trace.ends_by_eos is not None
+    assert on.trace.ends_by_eos.all()
 
 
 def test_whole_prompts_get_a_budget_of_the_longest(folder: Path) -> None:
