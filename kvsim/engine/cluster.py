@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
@@ -113,7 +114,7 @@ class Simulation:
         self._link = SharedLink(cluster.link, self._clock, self._flows_ended) if cluster.link else None
         self._latency_ns = round(cluster.link.latency_s * 1e9) if cluster.link else 0
         self._handoffs: dict[Request, _Handoff] = {}
-        self._transfers: list[tuple[int, int, int, int]] = []
+        self._transfers = array("q")  # start, request, end, bytes; start, ...
         # the agenda
         self._heap: list[tuple[int, int, int, Request | None]] = []
         self._agenda_ns = FOREVER
@@ -595,7 +596,7 @@ class Simulation:
             request.enters_ns = arrives_ns
             target.inbox.append(request)
             if arrives_ns <= self._horizon_ns:
-                self._transfers.append((flow.start_ns, request.id, arrives_ns, flow.bytes))
+                self._transfers.extend((flow.start_ns, request.id, arrives_ns, flow.bytes))
             self._watch(target, now)
         self._end_moment(now)
         if self._heap:
@@ -636,8 +637,8 @@ class Simulation:
             columns["arrival_ns"][[i for _, i in self._client_queue]] = NEVER
         end_ns = self._options.horizon_ns
         if end_ns is None:  # the last thing that happened; a client's timer for a request long done is nothing
-            last = [replica.boundary_ns for replica in replicas] + [end for _, _, end, _ in self._transfers]
-            end_ns = max([*last, int(columns["finish_ns"].max(initial=0))])
+            ends = max(self._transfers[2::4], default=0), int(columns["finish_ns"].max(initial=0))
+            end_ns = max(*ends, *(replica.boundary_ns for replica in replicas))
         for replica in replicas:
             replica.close(end_ns)
         for request in self._handoffs:
@@ -660,7 +661,8 @@ class Simulation:
         columns["reason"][unfinished] = _STUCK if stuck else _HORIZON
         columns["reason"][never_sent] = _NOT_SENT
         queued = columns["replica_prefill"] >= 0
-        transfers = np.array(sorted(self._transfers), np.int64).reshape(-1, 4)
+        transfers = np.array(self._transfers, np.int64).reshape(-1, 4)
+        transfers = transfers[np.lexsort((transfers[:, 1], transfers[:, 0]))]
         return RunLog(
             arrival_ns=columns["arrival_ns"],
             client_queue_ns=columns["client_queue_ns"],

@@ -266,27 +266,37 @@ class RequestColumns:
 class Recorder:
     """What all replicas write to."""
 
-    __slots__ = ("_packed_seconds", "columns", "gaps", "tokens_by_second")
+    __slots__ = ("_seconds", "_seconds_packed", "columns", "gaps", "tokens_by_second")
 
     def __init__(self, columns: RequestColumns) -> None:
         self.columns = columns
         self.gaps = GapHistogram()
         self.tokens_by_second: Counter[int] = Counter()  # what is not packed yet
-        self._packed_seconds: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        self._seconds = np.empty((2, PACK_AT), np.int64)  # second and tokens, in order of the second
+        self._seconds_packed = 0
 
     def pack_seconds(self) -> None:
-        """Many seconds as arrays take a tenth of the memory."""
+        """Many seconds as an array take a tenth of the memory."""
         counter = self.tokens_by_second
-        second, tokens = (np.fromiter(part, np.int64, len(counter)) for part in (counter, counter.values()))
-        self._packed_seconds.append((second, tokens))
+        if not counter:
+            return
+        new = np.array([np.fromiter(part, np.int64, len(counter)) for part in (counter, counter.values())])
         counter.clear()
+        # Replicas are hours apart at most, so all but the last of what is there stays as it is.
+        begin = int(np.searchsorted(self._seconds[0, : self._seconds_packed], new[0].min()))
+        table = np.concatenate((self._seconds[:, begin : self._seconds_packed], new), axis=1)
+        table = table[:, np.argsort(table[0], kind="stable")]
+        second, tokens = _sum_equal(table[0], table[1])
+        end = begin + len(second)
+        if end > self._seconds.shape[1]:
+            grown = np.empty((2, 2 * end), np.int64)
+            grown[:, :begin] = self._seconds[:, :begin]
+            self._seconds = grown
+        self._seconds[:, begin:end] = second, tokens
+        self._seconds_packed = end
 
     def seconds(self) -> TokensBySecond:
         """Tokens by second so far."""
         self.pack_seconds()
-        second, tokens = (np.concatenate(part) for part in zip(*self._packed_seconds, strict=True))
-        self._packed_seconds.clear()
-        order = np.argsort(second, kind="stable")
-        second, tokens = _sum_equal(second[order], tokens[order])
-        self._packed_seconds.append((second, tokens))
+        second, tokens = self._seconds[:, : self._seconds_packed]
         return TokensBySecond(second, tokens)
