@@ -78,10 +78,11 @@ class Transfers:
 
 @dataclass(frozen=True)
 class RunLog:
-    """One run. Per-request columns have shape (n,), row i is row i of the trace; times are int64 ns or NEVER.
+    """One run. Per-request columns have shape (n,), row i is row i of the trace; times are ns or NEVER; int64 but for
+    replicas (int32), ``status`` and ``reason`` (int8).
 
-    A column that would say the same as another, or as the trace, is that one: a log is read, never written to. What
-    is zero throughout takes no memory where the operating system hands out zeroed pages.
+    A column that would say the same as another, or as the trace, is that one: a log is read, never written to. A column
+    of zeros takes no memory as long as nobody writes to it (the operating system's zeroed pages).
 
     - ``arrival_ns``: sent by the client (a session's later turn: when its predecessor ended plus think time;
       NEVER: it was never sent); ``client_queue_ns``: wait for a free slot under ``max_concurrency`` before that
