@@ -14,6 +14,7 @@ from kvsim.core.request import DECODING, ENDED, HELD, WAITING, Request
 from kvsim.core.shape import BatchShape
 from kvsim.engine.clock import FOREVER
 from kvsim.engine.pace import PaceTable
+from kvsim.engine.recorder import PACK_AT
 from kvsim.engine.state import ReplicaState
 
 SECOND = 1_000_000_000
@@ -257,6 +258,8 @@ class Books(ReplicaState):
     def _count_seconds(self, ends: Sequence[int], steps: int, end: int, decodes: int, sampled: int) -> None:
         """Tokens of a stretch that ends in a new second: book each step's in the second in which it ended."""
         counter = self._recorder.tokens_by_second
+        if len(counter) >= PACK_AT:
+            self._recorder.pack_seconds()
         if self._second_tokens:
             counter[self._second_end_ns // SECOND - 1] += self._second_tokens
         last = end // SECOND
@@ -273,6 +276,8 @@ class Books(ReplicaState):
     def _count_seconds_paced(self, pace: PaceTable, place: int, start: int, steps: int, end: int, decodes: int) -> None:
         """The same for decodes whose pace is in a table."""
         counter = self._recorder.tokens_by_second
+        if len(counter) >= PACK_AT:
+            self._recorder.pack_seconds()
         if self._second_tokens:
             counter[self._second_end_ns // SECOND - 1] += self._second_tokens
         last = end // SECOND
