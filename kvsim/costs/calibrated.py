@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import frexp
 from pathlib import Path
 from types import MappingProxyType
@@ -177,6 +177,7 @@ class _Measured(Operators):
         self.host_request_s = cost.host_request_s
         self.graph_tokens = cost.cuda_graph_tokens
         self.file = _surface_file(cost, gpu)
+        self.reached = _reached(gpu, self.file)  # what surfaces are a share of
         self.heads = model.heads // self.tp
         self.kv_heads = max(1, model.kv_heads // self.tp)
         self.gemm = self._surface("gemm", BF16)
@@ -197,7 +198,7 @@ class _Measured(Operators):
         surface, form = self._gemm_of(part)
         if surface is None:
             return super().gemm_s(m, n, k, part)
-        seconds = surface.seconds(operators.gemm(self.gpu, m, n, k, form))
+        seconds = surface.seconds(operators.gemm(self.reached, m, n, k, form))
         weight_bytes = n * k * operators.FORMATS[form].weight_bytes
         floored: Seconds = np.maximum(seconds, weight_bytes / self._stream_bytes_per_s())
         return floored
@@ -231,7 +232,7 @@ class _Measured(Operators):
         if self.all_reduce is None or self.tp == 1:
             return super().all_reduce_s(tokens)
         message_bytes = tokens * self.model.hidden_size * self.model.dtype_bytes
-        return self.all_reduce.seconds(operators.collective(self.gpu, np.maximum(message_bytes, 1), self.tp))
+        return self.all_reduce.seconds(operators.collective(self.reached, np.maximum(message_bytes, 1), self.tp))
 
     def decode_pieces(self, decodes: Counts) -> Iterator["Pieces"]:
         """Decode attention of all layers for each number of requests (c,), with their host time."""
@@ -260,7 +261,7 @@ class _Measured(Operators):
             return bound_s + fitted.fixed_s
         requests = np.broadcast_to(decodes, kv_tokens.shape).astype(np.float64)
         call = operators.decode_attention(
-            gpu,
+            self.reached,
             kv_tokens.astype(np.float64),
             requests,
             self.heads,
@@ -315,7 +316,7 @@ class _Measured(Operators):
     def _stream_bytes_per_s(self) -> float:
         """What memory delivers, in proportion to the data sheet as on the GPU that was measured."""
         assert self.file is not None, "only called for calls that a surface has priced"
-        return self.file.stream_share * self.gpu.hbm_bytes_per_s
+        return self.file.stream_share * self.reached.hbm_bytes_per_s
 
     def _surface(self, kind: str, variant: str) -> Surface | None:
         """The surface of a variant; for a head size that was not measured, that of the nearest."""
@@ -333,7 +334,7 @@ class _Prefill:
     """Prefill attention of all layers for one step at a time: the surface, sliced at this model's heads."""
 
     def __init__(self, measured: _Measured, surface: Surface | None) -> None:
-        model, gpu = measured.model, measured.gpu
+        model, gpu = measured.model, measured.gpu if surface is None else measured.reached
         layers = model.layers
         self._heads = measured.heads
         compute, memory, self._fixed_s = 1.0, 1.0, operators.ATTENTION_START_S * layers
@@ -401,6 +402,14 @@ def _graph_sizes(tokens: Counts, largest: int) -> Counts:
     for small in (4, 2, 1):
         size = np.where(tokens <= small, small, size)
     return np.where(tokens <= largest, size, tokens)
+
+
+def _reached(gpu: Gpu, file: SurfaceFile | None) -> Gpu:
+    """The GPU with the bandwidth and arithmetic of which the measured one reached as large a share."""
+    if file is None or file.gpu == gpu.name:
+        return gpu
+    memory, compute = gpu.transfer_memory, gpu.transfer_compute
+    return replace(gpu, hbm_bytes_per_s=gpu.hbm_bytes_per_s * memory, bf16_flops_per_s=gpu.bf16_flops_per_s * compute)
 
 
 def _surface_file(cost: Calibrated, gpu: Gpu) -> SurfaceFile | None:
