@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from multiprocessing import get_context
 from typing import Any, Final
@@ -13,8 +13,10 @@ from kvsim.accuracy.served import METRICS, Served
 from kvsim.api import execute
 from kvsim.core.errors import InputError
 from kvsim.core.trace import Trace
+from kvsim.costs.hosts import host_of
 from kvsim.scenario import Scenario
 from kvsim.scenario.resolve import resolve
+from kvsim.schedulers.chunked_prefill import ChunkedPrefill
 
 COSTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "calibrated": {"name": "calibrated"},
@@ -66,8 +68,12 @@ def _predict(task: tuple[Served, Mapping[str, Mapping[str, Any]]]) -> Predicted:
 
 def simulate(served: Served, cost: Mapping[str, Any], trace: Trace) -> dict[str, float]:
     """Metric of ``METRICS`` -> simulated value. Raises InputError if kvsim cannot model the run with this cost."""
-    own = {"engine": served.engine} if cost["name"] == "calibrated" else {}
+    own = {"engine": served.engine, "host": served.host} if cost["name"] == "calibrated" else {}
     keys: dict[str, Any] = {**served.scenario, "cost": {**own, **cost}}
+    if served.at_client and cost["name"] in ("calibrated", "roofline"):
+        keys["engine"] = {"frontend_s": host_of(served.host).frontend_s}
+    if served.host != "vllm-sync" and "async_scheduling" in {field.name for field in fields(ChunkedPrefill)}:
+        keys["scheduler"] = {**keys["scheduler"], "async_scheduling": True}
     keys["workload"] = {
         "trace": {"path": str(served.file), "format": "canonical"},
         "max_concurrency": served.max_concurrency,

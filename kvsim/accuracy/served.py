@@ -28,7 +28,8 @@ class Served:
 
     ``scenario``: keys without workload and cost. ``trace`` makes the
     requests that it was sent. ``measured``: metric of ``METRICS`` -> value. ``others``: tool -> metric -> |error| of
-    that tool on this very run, as published. ``engine``: whose kernels ran, as surface files name it.
+    that tool on this very run, as published. ``engine``: whose kernels ran, as surface files name it; ``host``: whose
+    host, as ``kvsim/costs/data/hosts.toml`` does. ``at_client``: times were taken at the client, frontend included.
     """
 
     data_set: str
@@ -44,6 +45,8 @@ class Served:
     client_timeout_s: float | None = None
     counts_tokens: bool = False
     engine: str = "vllm"
+    host: str = "vllm"
+    at_client: bool = True
     file: Path = Path()
     others: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 

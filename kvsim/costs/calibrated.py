@@ -18,6 +18,7 @@ from kvsim.core.layers import AUTO, KV_FORMATS, Part
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
 from kvsim.core.surface import Factor, Surface, SurfaceFile, octave, read_surfaces
+from kvsim.costs.hosts import host_of
 from kvsim.costs.roofline import Counts, Operators, Seconds, price_neighbours
 from kvsim.costs.stretch import ARRAY_FROM_STEPS
 
@@ -35,14 +36,16 @@ class Calibrated:
     a benchmark finds warm.
 
     Batches of up to ``cuda_graph_tokens`` tokens run as captured CUDA graphs, so linear layers compute the next
-    captured size (vLLM: 1, 2, 4, multiples of 8, from 256 on of 16); 0: no graphs. ``host_step_s`` and
-    ``host_request_s`` as in ``roofline``.
+    captured size (vLLM: 1, 2, 4, multiples of 8, from 256 on of 16); 0: no graphs. ``host`` names the engine whose
+    host time is added (null: ``engine``; ``vllm-sync`` plans a step after the one before it), from
+    ``costs/data/hosts.toml``; ``host_step_s`` and ``host_request_s`` replace it by figures of your own.
     """
 
     engine: str = "vllm"
     surfaces: Path | None = None
     cuda_graph_tokens: int = 512
-    host_step_s: float = 1.5e-4
+    host: str | None = None
+    host_step_s: float | None = None
     host_request_s: float = 0.0
 
     def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> "CalibratedStep":
@@ -173,10 +176,14 @@ class _Measured(Operators):
     """The operators of one rank, by surface where there is one, else by the roofline's constants."""
 
     def __init__(self, cost: Calibrated, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
-        super().__init__(cost.host_step_s, model, gpu, tensor_parallel_size)
+        file = _surface_file(cost, gpu)
+        host = host_of(cost.engine if cost.host is None else cost.host)
+        host_step_s = host.step_s if cost.host_step_s is None else cost.host_step_s
+        super().__init__(host_step_s, model, gpu, tensor_parallel_size)
+        self.quantise_s = host.quantise_s
         self.host_request_s = cost.host_request_s
         self.graph_tokens = cost.cuda_graph_tokens
-        self.file = _surface_file(cost, gpu)
+        self.file = file
         self.reached = _reached(gpu, self.file)  # what surfaces are a share of
         self.heads = model.heads // self.tp
         self.kv_heads = max(1, model.kv_heads // self.tp)
@@ -199,6 +206,8 @@ class _Measured(Operators):
         if surface is None:
             return super().gemm_s(m, n, k, part)
         seconds = surface.seconds(operators.gemm(self.reached, m, n, k, form))
+        if form == "fp8":
+            seconds = seconds - self.quantise_s
         weight_bytes = n * k * operators.FORMATS[form].weight_bytes
         floored: Seconds = np.maximum(seconds, weight_bytes / self._stream_bytes_per_s())
         return floored

@@ -32,7 +32,7 @@ MODELS = {
     "huggyllama/llama-7b": "llama-7b",
 }
 GPUS = {"Nvidia A100 GPU": "a100-40gb-sxm", "Nvidia H100 GPU": "h100-sxm", "Nvidia GH200 GPU": "gh200-96gb"}
-ENGINES = {"vLLM": "vllm", "TensorRT-LLM": "trtllm"}
+ENGINES = {"vLLM": ("vllm", "vllm-sync"), "TensorRT-LLM": ("trtllm", "trtllm")}
 TOLERANCE = 0.05
 
 
@@ -58,6 +58,7 @@ def runs(folder: Path) -> Iterator[Served | Skipped]:
 
 def _run(row: dict[str, str], file: Path, length: int, batch: int, latency_s: float) -> Served:
     model, gpu, ranks = MODELS[row["Model"]], GPUS[row["Hardware"]], int(row["Num of Hardware"])
+    engine, host = ENGINES[row["Framework"]]
     return Served(
         DATA_SET,
         f"{model} {ranks} x {gpu} {row['Framework']} {length} x {batch}",
@@ -76,7 +77,9 @@ def _run(row: dict[str, str], file: Path, length: int, batch: int, latency_s: fl
         ),
         partial(_trace, batch, length, length),
         {"e2e": 1e3 * latency_s},
-        engine=ENGINES[row["Framework"]],
+        engine=engine,
+        host=host,
+        at_client=False,
         file=file,
     )
 

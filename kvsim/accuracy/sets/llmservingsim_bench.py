@@ -62,6 +62,7 @@ def runs(folder: Path) -> Iterator[Served | Skipped]:
             partial(_trace, file, file.parents[2] / blocks),
             measured,
             counts_tokens=True,
+            at_client=False,
             file=file,
             others={"LLMServingSim": errors},
         )

@@ -65,6 +65,8 @@ def _run(row: dict[str, str], file: Path) -> Served:
         {"throughput": float(row["output_tokens_per_s_total"])},
         counts_tokens=True,
         engine="trtllm",
+        host="trtllm",
+        at_client=False,
         file=file,
     )
 

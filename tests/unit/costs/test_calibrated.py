@@ -75,7 +75,9 @@ def test_at_full_utilisation_attention_takes_its_bound(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tp", [1, 2])
 def test_a_gpu_without_surfaces_is_priced_as_the_roofline_does_and_says_so(tp: int) -> None:
     gpu = load_gpu("mi300x")
-    cost, roofline = Calibrated(cuda_graph_tokens=0).start(LLAMA, gpu, tp), Roofline().start(LLAMA, gpu, tp)
+    host_step_s = Roofline().host_step_s
+    cost = Calibrated(cuda_graph_tokens=0, host_step_s=host_step_s).start(LLAMA, gpu, tp)
+    roofline = Roofline().start(LLAMA, gpu, tp)
     for shape in (decodes(1, 1), decodes(17, 1000), decodes(256, 8000), chunk(2048), chunk(512, 4096), chunk(64, 0, 9)):
         assert cost.step_s(shape) == pytest.approx(roofline.step_s(shape), rel=1e-9), shape
     assert cost.notes == ("no measured surfaces of mi300x: three constants per operator",)
