@@ -27,7 +27,8 @@ class Gpu:
     floating point has no ``fp8_flops_per_s``. ``efficiency`` maps an operator kind (see ``kvsim/costs/roofline.py``)
     to its fitted constants; ``surfaces`` maps an engine's name to its file of efficiency surfaces, which were measured
     on the GPU ``surfaces_of`` where this one was not. ``transfer_memory`` and ``transfer_compute`` then say by how much
-    larger a share of its data-sheet bandwidth and arithmetic this GPU reaches than that one. ``source`` maps each figure to where it was read or measured.
+    larger a share of its data-sheet bandwidth and arithmetic this GPU reaches than that one. ``source`` maps each
+    figure to where it was read or measured.
     """
 
     name: str
