@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kvsim.core import operators
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu
-from kvsim.core.layers import AUTO, KV_FORMATS, Part
+from kvsim.core.layers import AUTO, KV_FORMATS, Experts, Part
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
 from kvsim.core.surface import Factor, Surface, SurfaceFile, octave, read_surfaces
@@ -30,10 +30,10 @@ class Calibrated:
 
     GEMMs, attention and all-reduces are priced from surfaces fitted to measured kernels (``engine``: whose kernels;
     ``surfaces``: a file written by ``kvsim calibrate`` instead of the shipped ones), the other operators, and GPUs
-    without surfaces, by the constants of ``roofline``. Quantised weights and 8-bit KV are priced where their kernels
-    were measured; writing activations in fewer bits costs nothing here, as where it is fused. Weights and KV are never
-    priced below what memory delivers them in, since between two calls the rest of the model has flushed the cache that
-    a benchmark finds warm.
+    without surfaces, by the constants of ``roofline``. Experts of a mixture get equal shares of the tokens. Quantised
+    weights and 8-bit KV are priced where their kernels were measured; writing activations in fewer bits costs nothing
+    here, as where it is fused. Weights and KV are never priced below what memory delivers them in, since between two
+    calls the rest of the model has flushed the cache that a benchmark finds warm.
 
     Batches of up to ``cuda_graph_tokens`` tokens run as captured CUDA graphs, so linear layers compute the next
     captured size (vLLM: 1, 2, 4, multiples of 8, from 256 on of 16); 0: no graphs. ``host`` names the engine whose
@@ -185,21 +185,59 @@ class _Measured(Operators):
         self.graph_tokens = cost.cuda_graph_tokens
         self.file = file
         self.reached = _reached(gpu, self.file)  # what surfaces are a share of
-        self.heads = model.heads // self.tp
-        self.kv_heads = max(1, model.kv_heads // self.tp)
         self.gemm = self._surface("gemm", BF16)
         self.quantized = self._quantized()
+        if self.mixture is not None:
+            if self.mixture.width % self.tp:
+                raise model.untimed(f"experts of {self.mixture.width} columns, not shared by {self.tp} GPUs")
+            self.experts = self._expert_surface()
         self.all_reduce = self._surface("all_reduce", "graph")
         kv = self._kv_variant()
         self.kv_value_bytes = model.kv_format.value_bytes
-        self.prefill_attention = self._surface("prefill_attention", f"{model.head_dim}/{kv}")
-        self.decode_attention = self._surface("decode_attention", f"{model.head_dim}/{kv}")
+        self.prefill_attention = self._surface("prefill_attention", f"{self.head_dim}/{kv}")
+        self.decode_attention = self._surface("decode_attention", f"{self.head_dim}/{kv}")
         if kv != BF16 and (self.prefill_attention is None or self.decode_attention is None):
             raise model.untimed(f"KV of fewer bits, not measured on {gpu.name}")
 
     def linear_s(self, tokens: Counts) -> Seconds:
         """As the roofline's, at the size of the CUDA graph that runs so many tokens."""
         return super().linear_s(_graph_sizes(tokens, self.graph_tokens))
+
+    def _mlp_columns(self, model: ModelSpec) -> int:
+        """Of a mixture those of its shared experts."""
+        _, mlp = model.uniform()
+        self.mixture = mlp if isinstance(mlp, Experts) else None
+        return mlp.shared_width if isinstance(mlp, Experts) else mlp.width
+
+    def feed_forward_s(self, tokens: Counts) -> Seconds:
+        """Of a mixture: the router, the experts in use (each rank has a slice of every one), and the shared ones."""
+        if self.mixture is None:
+            return super().feed_forward_s(tokens)
+        seconds = self.gemm_s(tokens, self.mixture.count, self.model.hidden_size, "router") + self._experts_s(tokens)
+        return seconds + super().feed_forward_s(tokens) if self.mlp_width else seconds
+
+    def _experts_s(self, tokens: Counts) -> Seconds:
+        """Seconds of the experts, tokens spread evenly over them; weights in use are read from memory."""
+        assert self.mixture is not None
+        surface, form = self.experts
+        hidden, width = self.model.hidden_size, self.mixture.width // self.tp
+        chosen, count = self.mixture.per_token, self.mixture.count
+        seconds = surface.seconds(
+            operators.experts(self.reached, tokens, hidden, width, chosen, count, number_format=form)
+        )
+        in_use = np.minimum(tokens * chosen, count)
+        weight_bytes = in_use * 3 * hidden * width * operators.FORMATS[form].weight_bytes
+        floored: Seconds = np.maximum(seconds, weight_bytes / self._stream_bytes_per_s())
+        return floored
+
+    def _expert_surface(self) -> tuple[Surface, str]:
+        """The surface of the experts, and the format of their weights. Raises InputError if there is none."""
+        stored = self.model.quantization
+        form = BF16 if stored is None or "experts" not in stored.parts else GEMM_FORMATS.get(stored.method, "")
+        surface = self._surface("experts", form)
+        if surface is None:
+            raise self.model.untimed(f"a mixture of experts, not measured on {self.gpu.name} in {form or 'its format'}")
+        return surface, form
 
     def gemm_s(self, m: Counts, n: int, k: int, part: Part) -> Seconds:
         surface, form = self._gemm_of(part)
@@ -222,7 +260,7 @@ class _Measured(Operators):
     def _quantized(self) -> Surface | None:
         """The surface of GEMMs with the model's quantised weights. Raises InputError if there is none."""
         stored = self.model.quantization
-        if stored is None:
+        if stored is None or stored.parts == ("experts",):
             return None
         surface = self._surface("gemm", GEMM_FORMATS.get(stored.method, ""))
         if surface is None:
@@ -275,7 +313,7 @@ class _Measured(Operators):
             requests,
             self.heads,
             self.kv_heads,
-            model.head_dim,
+            self.head_dim,
             self.kv_value_bytes,
         )
         floored: Seconds = np.maximum(self.decode_attention.seconds(call), kv_bytes / self._stream_bytes_per_s())
@@ -314,13 +352,12 @@ class _Measured(Operators):
         hidden = self.model.hidden_size
         head = -(-self.model.vocab_size // self.tp)
         q_width, kv_width, mlp_width = self.q_width, self.kv_width, self.mlp_width
-        return (
+        mlp: tuple[tuple[int, int, Part], ...] = ((2 * mlp_width, hidden, "mlp"), (hidden, mlp_width, "mlp"))
+        attention: tuple[tuple[int, int, Part], ...] = (
             (q_width + 2 * kv_width, hidden, "attention"),
             (hidden, q_width, "attention"),
-            (2 * mlp_width, hidden, "mlp"),
-            (hidden, mlp_width, "mlp"),
-            (head, hidden, "head"),
         )
+        return (*attention, *(mlp if mlp_width else ()), (head, hidden, "head"))
 
     def _stream_bytes_per_s(self) -> float:
         """What memory delivers, in proportion to the data sheet as on the GPU that was measured."""
@@ -352,7 +389,7 @@ class _Prefill:
             fitted = measured.efficiency["prefill_attention"]
             compute, memory, self._fixed_s = fitted.compute, fitted.memory, fitted.fixed_s * layers
         self._measured = surface is not None
-        self._pair_s = 4 * model.head_dim * layers / (gpu.bf16_flops_per_s * compute)  # per query head
+        self._pair_s = 4 * measured.head_dim * layers / (gpu.bf16_flops_per_s * compute)  # per query head
         bytes_per_s = gpu.hbm_bytes_per_s * memory
         self._kv_token_s = 2 * measured.kv_width * measured.kv_value_bytes * layers / bytes_per_s
         self._query_token_s = 2 * measured.q_width * model.dtype_bytes * layers / bytes_per_s

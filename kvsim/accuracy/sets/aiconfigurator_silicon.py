@@ -58,7 +58,7 @@ def _not_simulated(row: dict[str, str]) -> str:
     if row["mode"] != "agg":
         return "prefill and decode in pools of several sizes, asked for with DeepSeek models almost always"
     if row["model_path"] not in MODELS:
-        return "a mixture of experts: step times are not modelled yet"
+        return "mixtures of experts in layouts, formats or with attention that cannot be timed yet"
     if row["gemm_quant_mode"] == "nvfp4":
         return "4 bit weights of a 16 bit model: the scenario has no key for them yet"
     if not row["concurrency"]:

@@ -30,6 +30,7 @@ MODELS = {
     "Qwen/Qwen2-72B": "qwen2.5-72b",
     "Qwen/Qwen1.5-7B": "qwen1.5-7b",
     "huggyllama/llama-7b": "llama-7b",
+    "mistralai/Mixtral-8x7B-v0.1": "mixtral-8x7b",
 }
 GPUS = {"Nvidia A100 GPU": "a100-40gb-sxm", "Nvidia H100 GPU": "h100-sxm", "Nvidia GH200 GPU": "gh200-96gb"}
 ENGINES = {"vLLM": ("vllm", "vllm-sync"), "TensorRT-LLM": ("trtllm", "trtllm")}

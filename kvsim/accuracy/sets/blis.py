@@ -65,6 +65,8 @@ def runs(folder: Path) -> Iterator[Served | Skipped]:
 
 def _stage(row: dict[str, str], file: Path, tools: Any) -> Served | Skipped:
     model, gpu, ranks = MODELS[row["model"]], GPUS[row["gpu"]], int(row["tp"])
+    if row["precision"] != "FP16":
+        return Skipped(DATA_SET, "experts in 8 bit, attention in chunks: cannot be timed yet")
     spec, prompts = SPEC.search(row["workload_spec"]), PROMPTS.search(row["workload_spec"])
     stage = int(row["stage_index"])
     rate_per_s, duration_s = map(float, STAGE.findall(row["workload_spec"])[stage])
