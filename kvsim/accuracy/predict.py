@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
-from multiprocessing import get_context
 from typing import Any, Final
 
 from kvsim.accuracy.served import METRICS, Served
@@ -17,6 +15,7 @@ from kvsim.costs.hosts import host_of
 from kvsim.scenario import Scenario
 from kvsim.scenario.resolve import resolve
 from kvsim.schedulers.chunked_prefill import ChunkedPrefill
+from kvsim.sweeps.executors import Processes
 
 COSTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "calibrated": {"name": "calibrated"},
@@ -50,8 +49,11 @@ def predict(
     if workers == 1:
         yield from map(_predict, tasks)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    pool = Processes(workers)
+    try:
         yield from pool.map(_predict, tasks)
+    finally:
+        pool.stop()
 
 
 def _predict(task: tuple[Served, Mapping[str, Mapping[str, Any]]]) -> Predicted:
