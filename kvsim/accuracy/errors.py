@@ -101,7 +101,16 @@ def noise(runs: Iterable[Served], metric: str) -> Errors | None:
     return Errors.of([float(error) for values in repeats for error in values / values.mean() - 1])
 
 
-def refusals(predicted: Iterable[Predicted], column: str = "calibrated") -> list[Skipped]:
-    """Runs that a cost model could not price, counted by set and reason."""
-    counts = Counter((each.served.data_set, each.refused[column]) for each in predicted if column in each.refused)
+def refusals(predicted: Iterable[Predicted], column: str = "calibrated") -> Iterator[Skipped]:
+    """Runs that a cost model could not price."""
+    for each in predicted:
+        if column in each.refused:
+            yield Skipped(each.served.data_set, each.refused[column])
+
+
+def together(skipped: Iterable[Skipped]) -> list[Skipped]:
+    """Those of one set and one reason counted together."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for each in skipped:
+        counts[each.data_set, each.reason] += each.runs
     return [Skipped(data_set, reason, runs) for (data_set, reason), runs in counts.items()]

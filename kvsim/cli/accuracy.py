@@ -40,13 +40,13 @@ def accuracy(folder: Path | None, only: tuple[str, ...], workers: int, form: str
     except FileNotFoundError as error:
         raise InputError("missing", file=error.filename, hint="--only leaves out data sets") from None
     runs = [each for each in found if isinstance(each, Served)]
-    skipped = [each for each in found if isinstance(each, Skipped)]
+    left_out = [each for each in found if isinstance(each, Skipped)]
     predicted = []
     for each in predict.predict(runs, workers=workers):
         predicted.append(each)
         if sys.stderr.isatty():
             click.echo(f"\r{len(predicted)} of {len(runs)} runs", err=True, nl=len(predicted) == len(runs))
-    skipped += errors.refusals(predicted)
+    skipped = errors.together([*left_out, *errors.refusals(predicted)])
     lines = list(errors.lines(predicted))
     kv = [] if only else list(kv_blocks.errors(data))
     text = "\n".join(table.markdown(lines, kv, skipped))
