@@ -86,6 +86,7 @@ def execute(
     else:
         with _decisions_file(decisions, replicas=sum(p.pool.replicas for p in resolved.pools)) as write:
             log = simulate(trace, resolved.cluster, replace(options, mode="step", decisions=write))
+    laws = tuple(broken_laws(log)) if check_laws else ()
     log = _before(log, frontend_ns)
     simulated_s = time.perf_counter()
     scenario = resolved.scenario
@@ -112,7 +113,7 @@ def execute(
         }
         write_run(out_dir, log, resolved.trace, summary, resolved.lock, run_info(wall_s), overwrite=overwrite)
     result = Result(summary=summary, log=log, trace=resolved.trace, out_dir=out_dir)
-    return Outcome(result, tuple(broken_laws(log)) if check_laws else ())
+    return Outcome(result, laws)
 
 
 def _behind(trace: Trace, frontend_ns: int) -> Trace:

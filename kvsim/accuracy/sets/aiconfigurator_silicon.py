@@ -56,7 +56,7 @@ def runs(folder: Path) -> Iterator[Served | Skipped]:
 
 def _not_simulated(row: dict[str, str]) -> str:
     if row["mode"] != "agg":
-        return "prefill and decode in pools of several sizes, asked for with DeepSeek models almost always"
+        return "prefill and decode in separate pools, of DeepSeek models almost always"
     if row["model_path"] not in MODELS:
         return "mixtures of experts in layouts, formats or with attention that cannot be timed yet"
     if row["gemm_quant_mode"] == "nvfp4":

@@ -120,6 +120,16 @@ def test_a_frontend_adds_its_time_to_the_first_token_and_to_nothing_else() -> No
     assert (behind.log.finish_ns == plain.log.finish_ns + 10**7).all()
 
 
+def test_a_fixed_number_in_flight_overlaps_by_the_frontend_and_says_so() -> None:
+    """The engine counts slots without it: the summary says what that means, and the engine's own laws hold."""
+    workload = {"generate": {"name": "lognormal_poisson", "n": 50, "rate_per_s": 10}, "max_concurrency": 2}
+    one = kvsim.Scenario(workload=workload, engine={"frontend_s": 0.01}, cost="affine")
+    outcome = kvsim.api.execute(kvsim.scenario.resolve.resolve(one), check_laws=True)
+    assert outcome.broken_laws == ()
+    notes = outcome.result.summary["kvsim"]["approximation"]
+    assert any(note.startswith("frontend_s: with max_concurrency a request is sent 10 ms before") for note in notes)
+
+
 def test_a_closed_session_waits_for_the_frontend_in_every_turn() -> None:
     trace = Trace(*(np.array(each, np.int64) for each in ([0, 1, 2], [64] * 3, [8] * 3)), session=np.zeros(3, np.int64))
     keys = {"trace": {"path": __file__, "format": "canonical"}, "sessions": "closed"}
