@@ -58,6 +58,7 @@ def predict(
 
 def _predict(task: tuple[Served, Mapping[str, Mapping[str, Any]]]) -> Predicted:
     served, costs = task
+    # The trace is made, not read: it goes in where a file would be read, under the name of the file it was made from.
     trace = replace(served.trace(), path=str(served.file), sha256=sha256(served.name.encode()).hexdigest())
     values, refused = {}, {}
     for column, cost in costs.items():
@@ -74,6 +75,7 @@ def simulate(served: Served, cost: Mapping[str, Any], trace: Trace) -> dict[str,
     keys: dict[str, Any] = {**served.scenario, "cost": {**own, **cost}}
     if served.at_client and cost["name"] in ("calibrated", "roofline"):
         keys["engine"] = {"frontend_s": host_of(served.host).frontend_s}
+    # All hosts but that one plan a step while another runs: so does the scheduler here, where it can.
     if served.host != "vllm-sync" and "async_scheduling" in {field.name for field in fields(ChunkedPrefill)}:
         keys["scheduler"] = {**keys["scheduler"], "async_scheduling": True}
     keys["workload"] = {
