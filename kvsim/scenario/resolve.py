@@ -338,14 +338,17 @@ class _PoolResolver:
         fields = seats.parameters_of(type(scheduler))
         scheduler = dataclasses.replace(scheduler, **{name: n for name, n in limits.items() if name in fields})
         source = self.scenario.source
-        if getattr(scheduler, "async_scheduling", False):
+        gives_up = self.scenario.workload.client_timeout_s is not None
+        if getattr(scheduler, "async_scheduling", False) is None:
+            scheduler = dataclasses.replace(scheduler, async_scheduling=self.keys.role == "mixed" and not gives_up)
+        elif getattr(scheduler, "async_scheduling", False):
             if self.keys.role != "mixed":
                 raise source.error(
                     f"asynchronous scheduling is modelled in mixed pools only, this is a {self.keys.role} pool",
                     (*key, "async_scheduling"),
                     "leave it out or set it to false",
                 )
-            if self.scenario.workload.client_timeout_s is not None:
+            if gives_up:
                 raise source.error(
                     "clients that give up are not modelled with asynchronous scheduling yet",
                     (*key, "async_scheduling"),
@@ -517,7 +520,7 @@ def _cache_notes(pools: tuple[ResolvedPool, ...], trace: Trace) -> Iterator[str]
 
 def _async_notes(pools: tuple[ResolvedPool, ...]) -> Iterator[str]:
     if not all(getattr(resolved.pool.scheduler, "async_scheduling", False) for resolved in pools):
-        yield "async scheduling: off (vLLM's default is on; scheduler.async_scheduling turns it on)"
+        yield "async scheduling: off (vLLM's default is on)"
 
 
 def _transformed(

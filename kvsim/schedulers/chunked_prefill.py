@@ -18,7 +18,8 @@ class ChunkedPrefill:
     are free at that moment [10]; ``watermark`` is the share of blocks kept free on admission while anything runs [12].
     With ``policy`` priority the waiting queue is ordered by (priority, arrival, id) [18], and the victim is the running
     request with the largest (priority, arrival), of equals the one admitted first [19, 20].
-    ``async_scheduling``: a step is planned while another one runs (``kvsim/engine/ahead.py``).
+    ``async_scheduling``: a step is planned while another one runs (``kvsim/engine/ahead.py``). Null: in a scenario as in
+    vLLM, on unless it cannot be (pools that prefill or decode only, clients that give up); off where there is none.
     """
 
     max_num_seqs: int = 256
@@ -29,7 +30,7 @@ class ChunkedPrefill:
     scheduler_reserve_full_isl: bool = True
     watermark: float = 0.0
     policy: Literal["fcfs", "priority"] = "fcfs"
-    async_scheduling: bool = False
+    async_scheduling: bool | None = None
 
     every_step = False
     preempts_by_choice = False
