@@ -21,6 +21,8 @@ LONGEST_PACKED_NS = 1 << 43
 
 PACK_AT = 65536
 
+_NONE: NDArray[np.int64] = np.empty(0, np.int64)
+
 
 class GapHistogram:
     """Gaps between tokens, counted exactly by nanosecond; memory follows distinct values, not tokens.
@@ -40,7 +42,7 @@ class GapHistogram:
         self._pending = 0
         self._counted: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         self._rare: Counter[int] = Counter()  # gaps of single requests: preemption, stall, transfer
-        self._merged: tuple[NDArray[np.int64], NDArray[np.int64]] = (np.empty(0, np.int64), np.empty(0, np.int64))
+        self._merged = (_NONE, _NONE)
 
     def add_step(self, gap_ns: int, requests: int) -> None:
         """This gap was seen by so many requests."""
@@ -96,16 +98,23 @@ class GapHistogram:
             packed = np.concatenate(self._chunks)
             self._chunks.clear()
             packed.sort()
-            self._absorb(*_sum_equal(packed >> _WEIGHT_BITS, packed & ((1 << _WEIGHT_BITS) - 1)))
+            counts = packed & ((1 << _WEIGHT_BITS) - 1)
+            packed >>= _WEIGHT_BITS
+            values, counts = _sum_equal(packed, counts)
+            del packed
+            self._absorb(values, counts)
 
     def _absorb(self, values: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        """Add distinct gaps, in order, and their counts to what is merged."""
-        old_values, old_counts = self._merged
-        if len(old_values):
-            values = np.concatenate((old_values, values))
-            counts = np.concatenate((old_counts, counts))
+        """Add distinct gaps, in order, and their counts to what is merged; a long column is let go of at once."""
+        if len(self._merged[0]):
+            values = np.concatenate((self._merged[0], values))
+            counts = np.concatenate((self._merged[1], counts))
+            self._merged = (_NONE, _NONE)
             order = np.argsort(values, kind="stable")
-            values, counts = _sum_equal(values[order], counts[order])
+            values = values[order]
+            counts = counts[order]
+            del order
+            values, counts = _sum_equal(values, counts)
         self._merged = (values, counts)
 
     def add_counted(self, gaps_ns: NDArray[np.int64], requests: NDArray[np.int64]) -> None:
