@@ -20,26 +20,31 @@ LOADS: Final = {"below": "below saturation", "closed": "fixed concurrency", "sat
 
 @dataclass(frozen=True)
 class Errors:
-    """|simulated / measured - 1| over some runs: how many, median, mean, 90th percentile; the mean with its sign."""
+    """|simulated / measured - 1| over some runs: how many, median, mean, 90th percentile; the mean with its sign; and
+    the median over the configurations' own medians, to which many runs of one configuration count as one."""
 
     runs: int
     median: float
     mean: float
     p90: float
     bias: float
+    by_configuration: float
 
     @classmethod
-    def of(cls, errors: Sequence[float]) -> Errors | None:
-        """Of relative errors with their sign; None of none."""
+    def of(cls, errors: Sequence[float], configurations: Sequence[str] = ()) -> Errors | None:
+        """Of relative errors with their sign, each of one configuration (none given: all of one); None of none."""
         if not errors:
             return None
         sizes = np.abs(errors)
+        names = np.array(configurations or [""] * len(errors))
+        medians = [float(np.median(sizes[names == name])) for name in set(names.tolist())]
         return cls(
             len(errors),
             float(np.median(sizes)),
             float(sizes.mean()),
             float(np.percentile(sizes, 90)),
             float(np.mean(errors)),
+            float(np.median(medians)),
         )
 
 
@@ -77,8 +82,9 @@ def _line(load: str, name: str, metric: str, group: Sequence[Predicted]) -> Line
     sides: dict[bool, dict[str, Errors]] = {False: {}, True: {}}
     for fitted, columns in sides.items():
         for column in COSTS:
-            each = (one.errors(column) for one in group if one.served.fitted == fitted)
-            found = Errors.of([errors[metric] for errors in each if metric in errors])
+            each = [(one.served.configuration, one.errors(column)) for one in group if one.served.fitted == fitted]
+            priced = [(name, errors[metric]) for name, errors in each if metric in errors]
+            found = Errors.of([error for _, error in priced], [name for name, _ in priced])
             if found is not None:
                 columns[column] = found
     published: dict[str, list[float]] = defaultdict(list)

@@ -76,7 +76,8 @@ def simulate(served: Served, cost: Mapping[str, Any], trace: Trace) -> dict[str,
     if served.at_client and cost["name"] in ("calibrated", "roofline"):
         keys["engine"] = {"frontend_s": host_of(served.host).frontend_s}
     # All hosts but that one plan a step while another runs: so does the scheduler here, where it can.
-    if served.host != "vllm-sync" and "async_scheduling" in {field.name for field in fields(ChunkedPrefill)}:
+    plans_ahead = served.host != "vllm-sync" and served.client_timeout_s is None
+    if plans_ahead and "async_scheduling" in {field.name for field in fields(ChunkedPrefill)}:
         keys["scheduler"] = {**keys["scheduler"], "async_scheduling": True}
     keys["workload"] = {
         "trace": {"path": str(served.file), "format": "canonical"},

@@ -11,7 +11,7 @@ from kvsim.accuracy.predict import Predicted
 from kvsim.accuracy.served import Skipped
 
 HEAD = (
-    "| load | runs of | metric | unseen runs | median | mean | p90 | bias | fitted runs: median "
+    "| load | runs of | metric | unseen runs | median | mean | p90 | bias | by configuration | fitted runs: median "
     "| roofline | data sheet | other tools | noise |"
 )
 BEGIN, END = "<!-- kvsim accuracy: begin -->", "<!-- kvsim accuracy: end -->"
@@ -23,12 +23,9 @@ def markdown(lines: Iterable[Line], kv: Sequence[tuple[str, float]], skipped: It
     yield "|" + "---|" * HEAD.count(" | ") + "---|"
     for line in lines:
         yield _row(line)
-    blocks = Errors.of([error for _, error in kv])
+    blocks = Errors.of([error for _, error in kv], [name for name, _ in kv])
     if blocks is not None:
-        shown = " | ".join(
-            (str(blocks.runs), *map(_percent, (blocks.median, blocks.mean, blocks.p90)), f"{blocks.bias:+.1%}")
-        )
-        yield f"| startup | kv_capacity | KV blocks | {shown} | - | - | - | - | - |"
+        yield f"| startup | kv_capacity | KV blocks | {' | '.join(_shown(blocks))} | - | - | - | - | - |"
     left_out = list(skipped)
     if left_out:
         yield ""
@@ -42,16 +39,7 @@ def markdown(lines: Iterable[Line], kv: Sequence[tuple[str, float]], skipped: It
 def _row(line: Line) -> str:
     best = line.unseen.get("calibrated")
     cells = [LOADS[line.load], line.data_set, line.metric.upper() if len(line.metric) < 5 else line.metric]
-    if best is None:
-        cells += ["0", "-", "-", "-", "-"]
-    else:
-        cells += [
-            str(best.runs),
-            f"**{best.median:.1%}**",
-            _percent(best.mean),
-            _percent(best.p90),
-            f"{best.bias:+.1%}",
-        ]
+    cells += ["0", *["-"] * 5] if best is None else _shown(best)
     fitted = line.fitted.get("calibrated")
     cells.append("-" if fitted is None else f"{fitted.runs}: {fitted.median:.1%}")
     cells += [_median(line.unseen, column, best) for column in ("roofline", "data sheet")]
@@ -60,6 +48,17 @@ def _row(line: Line) -> str:
     )
     cells.append("-" if line.noise is None else f"{line.noise.median:.1%}, mean {line.noise.mean:.1%}")
     return f"| {' | '.join(cells)} |"
+
+
+def _shown(errors: Errors) -> list[str]:
+    sizes = map(_percent, (errors.mean, errors.p90))
+    return [
+        str(errors.runs),
+        f"**{errors.median:.1%}**",
+        *sizes,
+        f"{errors.bias:+.1%}",
+        _percent(errors.by_configuration),
+    ]
 
 
 def _median(columns: Mapping[str, Errors], column: str, beside: Errors | None) -> str:

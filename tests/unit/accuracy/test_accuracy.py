@@ -36,8 +36,11 @@ def predicted(run: Served, tpot_ms: float) -> Predicted:
 def test_errors_are_relative_to_what_was_measured() -> None:
     errors = Errors.of([0.1, -0.3, 0.2])
     assert errors is not None
-    found = (errors.runs, errors.median, errors.mean, errors.p90, errors.bias)
-    assert found == pytest.approx((3, 0.2, 0.2, 0.28, 0.0))
+    found = (errors.runs, errors.median, errors.mean, errors.p90, errors.bias, errors.by_configuration)
+    assert found == pytest.approx((3, 0.2, 0.2, 0.28, 0.0, 0.2))
+    many = Errors.of([0.1, 0.1, 0.1, 0.3], ["a", "a", "a", "b"])
+    assert many is not None
+    assert (many.median, many.by_configuration) == pytest.approx((0.1, 0.2))
     assert Errors.of([]) is None
     assert predicted(served(tpot_ms=10.0), 9.0).errors("calibrated") == pytest.approx({"tpot": -0.1})
     assert predicted(served(), 9.0).errors("roofline") == {}
@@ -56,7 +59,7 @@ def test_runs_that_a_fit_may_use_are_counted_apart() -> None:
     assert line.unseen["calibrated"].median == pytest.approx(0.1)
     assert line.fitted["calibrated"].median == pytest.approx(0.2)
     assert "roofline" not in line.unseen
-    assert line.others["Other"] == Errors(1, 0.5, 0.5, 0.5, 0.5)  # of the unseen run alone
+    assert line.others["Other"] == Errors(1, 0.5, 0.5, 0.5, 0.5, 0.5)  # of the unseen run alone
 
 
 def test_repeats_give_the_noise() -> None:
@@ -68,14 +71,14 @@ def test_repeats_give_the_noise() -> None:
 
 
 def test_the_table_shows_every_line_and_what_is_left_out() -> None:
-    errors = Errors(3, 0.012, 0.02, 0.03, -0.01)
+    errors = Errors(3, 0.012, 0.02, 0.03, -0.01, 0.015)
     line = Line("below", "a_set", "ttft", {"calibrated": errors}, {}, {"Other": errors}, None)
     rows = list(table.markdown([line], [("x", 0.05)], [Skipped("b_set", "no reason", 7)]))
     columns = {row.count("|") for row in rows if row.startswith("|")}
     assert len(columns) == 1
-    assert "**1.2%** | 2.0% | 3.0% | -1.0%" in rows[2]
+    assert "**1.2%** | 2.0% | 3.0% | -1.0% | 1.5%" in rows[2]
     assert "Other 1.2% (3)" in rows[2]
-    assert "KV blocks | 1 | 5.0%" in rows[3]
+    assert "KV blocks | 1 | **5.0%**" in rows[3]
     assert rows[-1] == "- b_set (7 runs): no reason"
     document = f"before {table.BEGIN} old {table.END} after"
     assert table.inserted(document, "new") == f"before {table.BEGIN}\n\nnew\n\n{table.END} after"
