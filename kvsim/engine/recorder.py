@@ -214,6 +214,8 @@ class RequestColumns:
         "replica_decode",
         "replica_prefill",
         "status",
+        "swapped_tokens",
+        "swaps",
     )
 
     arrival_ns: memoryview[int]
@@ -231,12 +233,14 @@ class RequestColumns:
     replica_decode: memoryview[int]
     replica_prefill: memoryview[int]
     status: memoryview[int]
+    swapped_tokens: memoryview[int]
+    swaps: memoryview[int]
 
     def __init__(self, trace: Trace) -> None:
         fill = dict.fromkeys(self.__slots__[1:], NEVER)
         fill.update(
             cached_tokens=0, client_queue_ns=0, computed_tokens=0, generated_tokens=0, preemptions=0, reason=0,
-            status=UNFINISHED,
+            status=UNFINISHED, swapped_tokens=0, swaps=0,
         )  # fmt: skip
         self.arrays = {name: np.full(len(trace), value, np.int64) for name, value in fill.items()}
         self.arrays["output_tokens"][:] = trace.output_tokens
