@@ -19,9 +19,9 @@ class PrefillFirst:
     ``preemption_mode`` recompute: a victim starts again as a longer prompt. swap: its blocks are copied to
     ``swap_space_gib`` of host memory (per GPU) before the step, and back when they fit, ahead of all who wait; while
     any are there no prompt is admitted. Where host memory is full the victim is recomputed (vLLM 0.6 ends there).
-    ``swap_link`` names the path (``kvsim list links``), the GPU's own if it is left out; ``swap_bytes_per_s`` is what
-    it reaches, if that is known better; ``swap_call_s`` is what each copy costs beside its bytes: vLLM 0.6 makes two
-    per layer and block.
+    ``swap_link`` names the path at its data-sheet rate, the GPU's own if it is left out; ``swap_bytes_per_s`` is what
+    it reaches instead. ``swap_call_s`` is the least that a copy takes: vLLM 0.6 makes one for the keys and one for the
+    values of each layer and block. 2.3 us: measured for cudaMemcpyAsync on an H20, taco-project/FlexKV pull request 193.
 
     Source: Kwon et al., SOSP 2023 (PagedAttention), section 4.5; vLLM's default scheduler until 2024 (0.6), which
     set ``max_num_batched_tokens`` to at least the model's length, since a longer prompt could never run.
@@ -33,9 +33,9 @@ class PrefillFirst:
     preemption_mode: Literal["recompute", "swap"] = "recompute"
     preempt_victim: Literal["latest", "least_context", "most_context"] = "latest"
     swap_space_gib: float = 4.0
-    swap_link: str | None = None
-    swap_bytes_per_s: int | None = None
-    swap_call_s: float = 0.0
+    swap_link: Literal["pcie-3-x16", "pcie-4-x16", "pcie-5-x16", "nvlink-c2c"] | None = None
+    swap_bytes_per_s: float | None = None
+    swap_call_s: float = 2.3e-6
 
     every_step = False
     preempts_by_choice = False

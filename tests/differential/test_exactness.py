@@ -182,6 +182,7 @@ def test_the_configurations_are_hard() -> None:
     outcomes = [reference(name) for name in CONFIGURATIONS]
     rows = [request for outcome in outcomes for request in outcome.requests]
     assert sum(request.preemptions for request in rows) > 3000
+    assert sum(request.swaps for request in rows) > 500
     for status, at_least in {"finished": 5000, "abandoned": 100, "rejected": 10, "unfinished": 100}.items():
         assert sum(request.status == status for request in rows) >= at_least, status
     assert {request.reason for request in rows} >= {"stuck", "horizon", "not_sent", "exceeds_kv_pool"}
