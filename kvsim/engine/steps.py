@@ -71,7 +71,7 @@ class Steps(Books):
             self.decisions.launched(self, plan, start, self.stretch_end_ns)
 
     def _copy(self) -> int:
-        """Blocks go to host memory or come back before the step that is sent off now. Returns the ns that this takes."""
+        """Blocks go to host memory or come back before the step that is sent off. Returns the ns that this takes."""
         assert self.host
         copy_ns = round(self._to_copy * self.host.block_copy_s * 1e9)
         self.copied_blocks += self._to_copy

@@ -21,8 +21,8 @@ class Preset:
     max_num_batched_tokens), largest first, and ``small_batch_gpus`` get its last row whatever their memory.
     ``memory`` is what the engine takes beside weights and KV.
     ``ignored`` maps an argument of that engine which changes nothing here to the reason: it is refused, never dropped
-    in silence. ``on_by_default`` are features that the engine has on and kvsim off unless asked; ``notes`` say what else
-    a run should know of the engine's rules.
+    in silence. ``on_by_default`` are features that the engine has on and kvsim off unless asked; ``notes`` say what
+    else is to be known of the engine's rules.
     """
 
     seats: Mapping[str, str]
@@ -111,7 +111,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ignored={},
             notes=(
                 "vLLM 0.6: its rules are read, not recorded; ends are noticed at once here, in 0.6 a step late",
-                "vLLM 0.6 splits prompts by default above 32768 tokens of context: scheduler chunked_prefill comes closer",
+                "vLLM 0.6 splits prompts by default above 32768 tokens of context: chunked_prefill comes closer there",
             ),
         ),
     }

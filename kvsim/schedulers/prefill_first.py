@@ -21,7 +21,7 @@ class PrefillFirst:
     any are there no prompt is admitted. Where host memory is full the victim is recomputed (vLLM 0.6 ends there).
     ``swap_link`` names the path at its data-sheet rate, the GPU's own if it is left out; ``swap_bytes_per_s`` is what
     it reaches instead. ``swap_call_s`` is the least that a copy takes: vLLM 0.6 makes one for the keys and one for the
-    values of each layer and block. 2.3 us: measured for cudaMemcpyAsync on an H20, taco-project/FlexKV pull request 193.
+    values of each layer and block. 2.3 us: cudaMemcpyAsync on an H20, taco-project/FlexKV pull request 193.
 
     Source: Kwon et al., SOSP 2023 (PagedAttention), section 4.5; vLLM's default scheduler until 2024 (0.6), which
     set ``max_num_batched_tokens`` to at least the model's length, since a longer prompt could never run.

@@ -103,9 +103,7 @@ CONFIGURATIONS = {
         replace(SWAPPING, replicas=2, router="least_tokens", preempt_victim="least_context"),
         client_timeout_ns=900_000_000,
     ),
-    "swapping, stuck": world(
-        traffic(100, 33, prompt=(1, 400), output=(10, 900)), SWAPPING, reject_oversized=False
-    ),
+    "swapping, stuck": world(traffic(100, 33, prompt=(1, 400), output=(10, 900)), SWAPPING, reject_oversized=False),
     "three replicas, round robin": world(traffic(300, 13, per_s=600, output=(10, 200)), replace(TIGHT, replicas=3)),
     "three replicas, random": world(
         traffic(300, 14, per_s=600, output=(10, 200)), replace(TIGHT, replicas=3, router="random"), seed=5

@@ -109,7 +109,7 @@ def test_a_request_that_outgrows_its_pool_is_diagnosed() -> None:
     assert log.diagnosis is not None
     roomy = world(requests((0.0, 32, 60)), replace(SHORT, host_blocks=9), reject_oversized=False).simulate()
     assert (roomy.swaps.tolist(), roomy.generated_tokens.tolist()) == ([1], [5 * 16 - 32 + 1])
-    assert roomy.diagnosis is not None and "nothing can move" in roomy.diagnosis
+    assert "nothing can move" in str(roomy.diagnosis)
 
 
 class Everybody:
