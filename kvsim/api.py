@@ -14,8 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kvsim import __version__
 from kvsim.core.errors import InputError
+from kvsim.core.runlog import NEVER, RunLog
+from kvsim.core.trace import Trace
 from kvsim.engine import simulate
 from kvsim.metrics.laws import broken_laws
 from kvsim.metrics.slo import Slo
@@ -74,12 +78,16 @@ def execute(
     """
     out_dir = None if out is None else prepare_output(out, overwrite)
     options = replace(resolved.options, check_laws=check_laws, progress=progress)
+    frontend_ns = round(resolved.scenario.engine.frontend_s * 1e9)
+    trace = _behind(resolved.trace, frontend_ns)
     started_s = time.perf_counter()
     if decisions is None:
-        log = simulate(resolved.trace, resolved.cluster, options)
+        log = simulate(trace, resolved.cluster, options)
     else:
         with _decisions_file(decisions, replicas=sum(p.pool.replicas for p in resolved.pools)) as write:
-            log = simulate(resolved.trace, resolved.cluster, replace(options, mode="step", decisions=write))
+            log = simulate(trace, resolved.cluster, replace(options, mode="step", decisions=write))
+    laws = tuple(broken_laws(log)) if check_laws else ()
+    log = _before(log, frontend_ns)
     simulated_s = time.perf_counter()
     scenario = resolved.scenario
     summary = summarise(
@@ -105,7 +113,22 @@ def execute(
         }
         write_run(out_dir, log, resolved.trace, summary, resolved.lock, run_info(wall_s), overwrite=overwrite)
     result = Result(summary=summary, log=log, trace=resolved.trace, out_dir=out_dir)
-    return Outcome(result, tuple(broken_laws(log)) if check_laws else ())
+    return Outcome(result, laws)
+
+
+def _behind(trace: Trace, frontend_ns: int) -> Trace:
+    """The requests as they come out of a frontend that takes so long; a turn that follows another one, too."""
+    if not frontend_ns:
+        return trace
+    think_ns = (np.zeros_like(trace.arrival_ns) if trace.think_ns is None else trace.think_ns) + frontend_ns
+    return replace(trace, arrival_ns=trace.arrival_ns + frontend_ns, think_ns=think_ns)
+
+
+def _before(log: RunLog, frontend_ns: int) -> RunLog:
+    """The log with arrivals as the client sent them."""
+    if not frontend_ns:
+        return log
+    return replace(log, arrival_ns=np.where(log.arrival_ns == NEVER, NEVER, log.arrival_ns - frontend_ns))
 
 
 @contextmanager

@@ -105,6 +105,8 @@ print(load.round(3).to_string())
 figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
 load["SLO attainment"].plot(ax=axes, marker="o", logx=True)
 axes.set(ylabel="share of requests", ylim=(0, 1.05), title="requests that met TTFT 500 ms and TPOT 50 ms")
+axes.set_xticks(load.index, [f"{rate:.0f}" for rate in load.index])
+axes.minorticks_off()
 
 # %% [markdown]
 # ## Underneath: the same from objects

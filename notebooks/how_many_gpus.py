@@ -73,7 +73,7 @@ print("the cheapest:", fleet["USD per hour"].idxmin())
 # %% [markdown]
 # ## The answer in one figure
 #
-# Left: each curve falls where one replica gives up; left of the dashed line it keeps the SLO for 90 % of the requests.
+# Left: each curve falls where one replica gives up; above the dashed line it keeps the SLO for 90 % of the requests.
 # Right: what the fleet costs for the whole traffic; lines reach over what resampled traffic would have cost.
 
 # %%

@@ -96,7 +96,7 @@ results = {
     "chunked_prefill": kvsim.run(scenario, out=base),
     "gentle, 256 tokens": kvsim.run(scenario, out=gentle, scheduler="gentle_prefill:GentlePrefill"),
 }
-print(comparison_table(compare_runs([base, gentle]), "chunked_prefill").replace(str(folder.name), ""))
+print(comparison_table(compare_runs([base, gentle]), "chunked_prefill").replace(f"{folder.name}/", ""))
 
 # %% [markdown]
 # ## The answer in one figure
@@ -112,7 +112,7 @@ for (name, result), colour in zip(results.items(), ("#0072B2", "#D55E00"), stric
         axes.plot(values, np.linspace(0, 100, len(values)), color=colour, label=name)
 first.set(xscale="log", xlabel="ms", ylabel="requests (%)", title="time to first token")
 gaps.set(xscale="log", xlabel="ms", title="longest gap between two tokens")
-gaps.legend(loc="center", fontsize="small")
+gaps.legend(loc="upper center", fontsize="small")
 means = frame.groupby("scheduler", sort=False)[["p99_ttft_ms", "p99_itl_ms"]].mean()
 ours = means.iloc[1:]
 trade.plot(ours["p99_itl_ms"], ours["p99_ttft_ms"], marker="o", color="#D55E00", label="gentle")

@@ -212,9 +212,10 @@ def assert_same(log: RunLog, outcome: Outcome) -> None:
     transfers = log.transfers
     rows = (transfers.request, transfers.start_ns, transfers.end_ns, transfers.bytes)
     gaps = zip(log.gaps.gap_ns.tolist(), log.gaps.count.tolist(), strict=True)
+    seconds = zip(log.tokens_by_second.second.tolist(), log.tokens_by_second.tokens.tolist(), strict=True)
     for name, actual_fact, expected_fact in (
         ("gaps", dict(gaps), dict(outcome.gaps)),
-        ("tokens_by_second", log.tokens_by_second, dict(outcome.tokens_by_second)),
+        ("tokens_by_second", dict(seconds), dict(outcome.tokens_by_second)),
         ("transfers", list(zip(*(column.tolist() for column in rows), strict=True)), outcome.transfers),
         ("steps", log.steps, outcome.steps),
         ("copied_blocks", log.copied_blocks, outcome.copied_blocks),

@@ -3,13 +3,15 @@
 A command lives in a module here as a click command of the same name and has its line in ``COMMANDS``; it imports what
 it needs inside its function, so that ``kvsim --help`` stays quick. May import everything; nothing imports it.
 
-Exit codes: 0 done, 1 ran but got stuck or broke a law, 2 a mistake of the user, 130 interrupted.
+Exit codes: 0 done, 1 ran but got stuck or broke a law, 2 a mistake of the user, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -22,6 +24,7 @@ from kvsim.core.errors import InputError
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 COMMANDS = {
+    "accuracy": ("accuracy:accuracy", "Compare simulations with servers that were measured."),
     "calibrate": ("calibrate:calibrate", "Fit efficiency surfaces to measured operator times."),
     "capacity": ("capacity:capacity", "Find the largest load, or the fewest GPUs, that keep the SLO."),
     "check": ("check:check", "Hold scenarios to what they expect of themselves."),
@@ -43,6 +46,8 @@ COMMANDS = {
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of ``kvsim``: ends the process with an exit code; a user's mistake is one line on stderr."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         code = cli.main(args=args, prog_name="kvsim", standalone_mode=False)
         sys.stdout.flush()
@@ -59,6 +64,11 @@ def main(args: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         code = _reader_gone()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminated(number: int, _: object) -> None:
+    """Batch systems end a job so: workers are stopped and temporary files removed, as after Ctrl-C."""
+    sys.exit(128 + number)
 
 
 def _refuse(message: str) -> int:

@@ -65,6 +65,7 @@ def capacity(
     as a scenario that can be run. Exit code 1 if some configuration keeps the SLO nowhere.
     """
     from kvsim.scenario import parse_set
+    from kvsim.scenario.axes import Question
     from kvsim.sweeps.driver import override_axis
     from kvsim.sweeps.sizing import best, write_answers
     from kvsim.sweeps.sizing import capacity as search
@@ -74,8 +75,7 @@ def capacity(
         varied["cluster.gpu"] = gpus.split(",")
     with _told(quiet) as progress:
         answers = search(
-            Path(scenario),
-            varied,
+            Question.load(scenario, varied, [parse_set(text) for text in settings]),
             find=find,
             attainment=attainment,
             confidence=confidence,
@@ -87,7 +87,6 @@ def capacity(
             executor=executor,
             allow_plugins=not no_plugins,
             progress=progress,
-            overrides=[parse_set(text) for text in settings],
         )
     folder = Path("runs", f"{Path(scenario).stem}-capacity") if out is None else Path(out)
     asked = {"find": find, "attainment": attainment, "confidence": confidence, "seeds": seeds}
@@ -112,26 +111,22 @@ def capacity(
 
 def _table(answers: list[Answer], find: str) -> list[str]:
     names = list(answers[0].point)
+    key = next((answer.setting[0].rpartition(".")[2] for answer in answers if answer.setting), find)
+    searched = "requests/s" if key == "rate_scale" else key
     head = [name.rpartition(".")[2] for name in names]
-    head += [
-        find if find == "replicas" else "requests/s",
-        "estimate",
-        "interval",
-        "GPUs",
-        "requests/s" if find == "replicas" else "",
-    ]
-    head += ["attainment", "USD/h", "USD per M tokens", "per M output"]
+    head += [searched, "estimate", "interval", "GPUs", "requests/s", "attainment"]
+    head += ["USD/h", "USD per M tokens", "per M output"]
     rows = [head]
     for a in answers:
         cells = [str(a.point[name]) for name in names]
         cells += [_cell(a.value), _cell(a.estimate), _range(a.interval), _cell(a.gpus)]
-        cells += [_cell(a.requests_per_s) if find == "replicas" else "", _cell(a.attainment), _cell(a.usd_per_hour)]
+        cells += [_cell(a.requests_per_s), _cell(a.attainment), _cell(a.usd_per_hour)]
         price = _cell(a.usd_per_million_tokens)
         if a.usd_per_million_tokens_interval:
             price += f" {_range(a.usd_per_million_tokens_interval)}"
         rows.append([*cells, price, _cell(a.usd_per_million_output_tokens)])
-    kept = [k for k in range(len(head)) if head[k]]
-    return aligned([[row[k] for k in kept] for row in rows])
+    twice = len(names) + 4 if searched == "requests/s" else None
+    return aligned([[cell for k, cell in enumerate(row) if k != twice] for row in rows])
 
 
 def _cell(value: float | None) -> str:

@@ -14,6 +14,8 @@ import click
 def compare(runs: tuple[str, ...], margin: float, confidence: float, plot: str | None, form: str) -> int:
     """Compare each RUN_DIR with the first, request by request. Exit code 1 if anything is worse beyond the margin."""
     from kvsim.report.compare import compare_runs, comparison_table, plot_comparison
+    from kvsim.report.files import read_summary
+    from kvsim.report.terminal import VERDICTS
 
     found = compare_runs(runs, margin / 100, confidence)
     if form == "json":
@@ -21,6 +23,10 @@ def compare(runs: tuple[str, ...], margin: float, confidence: float, plot: str |
 
         click.echo(json.dumps([comparison.as_dict() for comparison in found], indent=1))
     else:
+        for run in runs:
+            verdict = VERDICTS.get(read_summary(run)["kvsim"]["stability"])
+            if verdict:
+                click.echo(f"{run}: {verdict}")
         click.echo(comparison_table(found, runs[0]), nl=False)
     if plot is not None:
         for path in plot_comparison(runs, plot, ("png", "svg")):

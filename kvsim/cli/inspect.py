@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-KINDS = ("models", "gpus", "schedulers", "routers", "kv", "costs", "readers", "generators")
+KINDS = ("models", "gpus", "schedulers", "routers", "kv", "costs", "readers", "generators", "transforms")
 
 
 @click.command

@@ -23,7 +23,7 @@ def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--executor", metavar="NAME", help="processes (default), ray, or package.module:factory of an Executor."
         ),
-        click.option("--workers", type=click.IntRange(min=1), help="Runs at a time; default: one per CPU."),
+        click.option("--workers", type=click.IntRange(min=1), help="Runs at a time; default: one per CPU (check: 1)."),
     ):
         command = decorate(command)
     return command
@@ -43,7 +43,7 @@ def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--samples", type=click.IntRange(min=1), help="Number of points for random and lhs.")
 @click.option("--repetitions", type=click.IntRange(min=1), default=1, help="Seeds per point, the same for each.")
 @click.option("--shard", metavar="I/N", help="Only part I of N (from 1); kvsim merge joins them.")
-@click.option("--out", metavar="DIR", help="Folder of the sweep; default: runs/NAME-sweep. An earlier one goes on.")
+@click.option("--out", metavar="DIR", help="Folder; default: runs/NAME-sweep, and the part. An earlier sweep goes on.")
 @executor_options
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="What the screen shows.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
@@ -73,7 +73,9 @@ def sweep(
     from kvsim.sweeps.driver import override_axis, run_sweep
 
     question = Question.load(Path(scenario), dict(map(override_axis, axes)), [parse_set(text) for text in settings])
-    folder = Path("runs", f"{Path(scenario).stem}-sweep") if out is None else Path(out)
+    part = None if shard is None else Shard.parse(shard)
+    name = f"{Path(scenario).stem}-sweep" + (f"-{part.index}-of-{part.count}" if part else "")
+    folder = Path("runs", name) if out is None else Path(out)
     with run_bar(quiet) as progress:
         found = run_sweep(
             question,
@@ -83,7 +85,7 @@ def sweep(
             out=folder,
             workers=workers,
             executor=executor,
-            shard=None if shard is None else Shard.parse(shard),
+            shard=part,
             allow_plugins=not no_plugins,
             progress=progress,
         )

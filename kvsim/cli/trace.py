@@ -45,6 +45,23 @@ def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def writing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The argument and options of every command that writes a trace."""
+    for decorate in (
+        click.option("--overwrite", is_flag=True, help="Replace OUT."),
+        click.option(
+            "--as",
+            "as_",
+            type=click.Choice(["plain", "burstgpt"]),
+            default="plain",
+            help="The columns of a .csv: kvsim's own names, or BurstGPT's, failed rows included.",
+        ),
+        click.argument("out", metavar="OUT"),
+    ):
+        command = decorate(command)
+    return command
+
+
 def read(file: str, format_: str, options: tuple[str, ...], on_bad_row: str) -> Trace:
     """The trace, as the options of ``reading_options`` say."""
     from kvsim.core import plugins
@@ -126,16 +143,17 @@ def validate(file: str, format_: str, options: tuple[str, ...], on_bad_row: str,
 
 @trace.command()
 @reading_options
-@click.argument("out", metavar="OUT")
-@click.option("--overwrite", is_flag=True, help="Replace OUT.")
-def convert(file: str, format_: str, options: tuple[str, ...], on_bad_row: str, out: str, overwrite: bool) -> None:
+@writing_options
+def convert(
+    file: str, format_: str, options: tuple[str, ...], on_bad_row: str, out: str, overwrite: bool, as_: str
+) -> None:
     """Write FILE as OUT: .parquet (kvsim's own form, all columns), .jsonl (the same in text) or .csv (no lists).
 
-    Rows that failed in the traced system are kept in .parquet only.
+    Rows that failed in the traced system are kept in .parquet and --as burstgpt only.
     """
-    target = _target(out, overwrite)
+    target = _target(out, overwrite, as_)
     read_in = read(file, format_, options, on_bad_row)
-    _write(read_in, target)
+    _write(read_in, target, as_)
     rejected = read_in.rows.rejected if read_in.rows else ()
     if rejected:
         from kvsim.workload.writers import write_rejected
@@ -144,23 +162,23 @@ def convert(file: str, format_: str, options: tuple[str, ...], on_bad_row: str, 
             write_rejected(rejected, target.with_name("rejected_rows.csv"))
     aside = f", {len(rejected)} set aside: see {target.with_name('rejected_rows.csv')}" if rejected else ""
     failed = read_in.rows.source_failed if read_in.rows else 0
-    left = f", {failed} that failed in the traced system left out" if failed and target.suffix != ".parquet" else ""
+    lost = target.suffix != ".parquet" and as_ == "plain"
+    left = f", {failed} that failed in the traced system left out" if failed and lost else ""
     click.echo(f"{out}: {len(read_in)} requests{left}{aside}")
 
 
 @trace.command()
 @scenario_options
-@click.argument("out", metavar="OUT")
-@click.option("--overwrite", is_flag=True, help="Replace OUT.")
-def generate(scenario: str, settings: tuple[str, ...], no_plugins: bool, out: str, overwrite: bool) -> None:
+@writing_options
+def generate(scenario: str, settings: tuple[str, ...], no_plugins: bool, out: str, overwrite: bool, as_: str) -> None:
     """Write the requests that SCENARIO plays, read or generated, after its transforms, as OUT (see convert)."""
-    target = _target(out, overwrite)
+    target = _target(out, overwrite, as_)
     from kvsim.scenario import Scenario, parse_set
     from kvsim.scenario.resolve import resolve
 
     loaded = Scenario.load(scenario, [parse_set(setting) for setting in settings])
     made = resolve(loaded, allow_plugins=not no_plugins).trace
-    _write(made, target)
+    _write(made, target, as_)
     click.echo(f"{out}: {len(made)} requests")
 
 
@@ -168,24 +186,27 @@ ENDINGS = {".parquet": "write_canonical", ".jsonl": "write_plain_jsonl", ".csv":
 """Ending of a trace file -> its writer in ``kvsim.workload.writers``."""
 
 
-def _target(out: str, overwrite: bool) -> Path:
+def _target(out: str, overwrite: bool, as_: str) -> Path:
     """Where a trace is to be written. Raises InputError for an unknown ending, and if something is there."""
     target = Path(out).expanduser()
     if target.suffix not in ENDINGS:
         raise InputError(f"{out!r} has no known ending", key="OUT", hint=f"allowed: {', '.join(ENDINGS)}")
+    if as_ == "burstgpt" and target.suffix != ".csv":
+        raise InputError("BurstGPT's format is CSV", key="--as", hint="name OUT .csv")
     if target.exists() and not overwrite:
         raise InputError(f"{out} is there already", key="OUT", hint="pass --overwrite to replace it")
     return target
 
 
-def _write(what: Trace, target: Path) -> None:
+def _write(what: Trace, target: Path, as_: str) -> None:
     """The whole trace, or no file."""
     from kvsim.workload import writers
 
     temporary = target.with_name(f"{target.name}.kvsim-tmp{target.suffix}")
     with writing(target):
         try:
-            getattr(writers, ENDINGS[target.suffix])(what, temporary)
+            name = "write_burstgpt_csv" if as_ == "burstgpt" else ENDINGS[target.suffix]
+            getattr(writers, name)(what, temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -26,7 +26,9 @@ class Gpu:
     values in one direction; peaks are dense (no sparsity). None means not known, or not there: a GPU without 8-bit
     floating point has no ``fp8_flops_per_s``. ``efficiency`` maps an operator kind (see ``kvsim/costs/roofline.py``)
     to its fitted constants; ``surfaces`` maps an engine's name to its file of efficiency surfaces, which were measured
-    on the GPU ``surfaces_of`` where this one was not; ``source`` maps each figure to where it was read or measured.
+    on the GPU ``surfaces_of`` where this one was not. ``transfer_memory`` and ``transfer_compute`` then say by how much
+    larger a share of its data-sheet bandwidth and arithmetic this GPU reaches than that one. ``source`` maps each
+    figure to where it was read or measured.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Gpu:
     idle_w: float | None = None
     price_usd_per_h: float | None = None
     surfaces_of: str = ""
+    transfer_memory: float = 1.0
+    transfer_compute: float = 1.0
     surfaces: Mapping[str, Path] = field(default_factory=dict)
 
 

@@ -272,8 +272,8 @@ class ModelSpec:
         """MLP columns of a plain dense decoder."""
         return self._plain()[1].width
 
-    def _plain(self) -> tuple[Attention, Mlp]:
-        """The attention and MLP that all layers share. Raises InputError naming what else there is."""
+    def uniform(self) -> tuple[Attention, Mlp | Experts]:
+        """The full attention and the gated MLP, or mixture, of every layer. Raises InputError naming what else is."""
         layer = self.stack[0]
         attention, mlp = layer.mixer, layer.mlp
         other = ""
@@ -286,10 +286,16 @@ class ModelSpec:
             or attention.gated
         ):
             other = f"{attention.kind} attention" if attention and attention.kind != "full" else "unusual attention"
-        elif not isinstance(mlp, Mlp) or not mlp.gated:
-            other = "a mixture of experts" if isinstance(mlp, Experts) else "an MLP without gate"
-        if other or not isinstance(attention, Attention) or not isinstance(mlp, Mlp):
+        elif mlp is None or not mlp.gated:
+            other = "an MLP without gate"
+        if other or not isinstance(attention, Attention) or mlp is None:
             raise self.untimed(other)
+        return attention, mlp
+
+    def _plain(self) -> tuple[Attention, Mlp]:
+        attention, mlp = self.uniform()
+        if not isinstance(mlp, Mlp):
+            raise self.untimed("a mixture of experts")
         return attention, mlp
 
     def check_16_bit(self) -> None:

@@ -35,6 +35,17 @@ class Gaps:
 
 
 @dataclass(frozen=True)
+class TokensBySecond:
+    """Tokens delivered in each second of the run in which there were any, all replicas together.
+
+    ``second`` (m,) int64 strictly increasing, counted from 0; ``tokens`` (m,) int64.
+    """
+
+    second: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Timeline:
     """Samples of every replica at common instants, columns of shape (rows,), ordered by time, then replica.
 
@@ -67,7 +78,11 @@ class Transfers:
 
 @dataclass(frozen=True)
 class RunLog:
-    """One run. Per-request columns have shape (n,), row i is row i of the trace; times are int64 ns or NEVER.
+    """One run. Per-request columns have shape (n,), row i is row i of the trace; times are ns or NEVER; int64 but for
+    replicas (int32), ``status`` and ``reason`` (int8).
+
+    A column that would say the same as another, or as the trace, is that one: a log is read, never written to. A column
+    of zeros takes no memory as long as nobody writes to it (the operating system's zeroed pages).
 
     - ``arrival_ns``: sent by the client (a session's later turn: when its predecessor ended plus think time;
       NEVER: it was never sent); ``client_queue_ns``: wait for a free slot under ``max_concurrency`` before that
@@ -82,11 +97,10 @@ class RunLog:
     - ``replica_prefill``, ``replica_decode``: replica ids or -1; ``status``: index in STATUS_NAMES; ``reason``: index
       in ``reasons`` (0 is the empty reason)
 
-    Whole-run facts: ``gaps``; ``tokens_by_second`` maps a second since 0 to the tokens delivered in it (replicas
-    added up); ``steps`` and ``stretches`` per replica (a stretch is what one leap covered); ``events``: SimPy events;
-    ``total_blocks`` and ``peak_used_blocks`` per replica; ``copied_blocks`` and ``copy_ns`` per replica: blocks copied
-    to host memory and back, and the time by which steps took longer for it; ``end_ns``: last moment simulated;
-    ``diagnosis``: why nothing could move any more, or None.
+    Whole-run facts: ``gaps``, ``tokens_by_second``; ``steps`` and ``stretches`` per replica (a stretch is what one
+    leap covered); ``events``: SimPy events; ``total_blocks`` and ``peak_used_blocks`` per replica; ``copied_blocks``
+    and ``copy_ns`` per replica: blocks copied to host memory and back, and by how much steps took longer for it;
+    ``end_ns``: last moment simulated; ``diagnosis``: why nothing could move any more, or None.
     """
 
     arrival_ns: NDArray[np.int64]
@@ -104,15 +118,15 @@ class RunLog:
     swaps: NDArray[np.int64]
     swapped_tokens: NDArray[np.int64]
     max_gap_ns: NDArray[np.int64]
-    replica_prefill: NDArray[np.int64]
-    replica_decode: NDArray[np.int64]
-    status: NDArray[np.int64]
-    reason: NDArray[np.int64]
+    replica_prefill: NDArray[np.int32]
+    replica_decode: NDArray[np.int32]
+    status: NDArray[np.int8]
+    reason: NDArray[np.int8]
     reasons: tuple[str, ...]
     gaps: Gaps
     timeline: Timeline
     transfers: Transfers
-    tokens_by_second: dict[int, int]
+    tokens_by_second: TokensBySecond
     steps: tuple[int, ...]
     stretches: tuple[int, ...]
     total_blocks: tuple[int, ...]

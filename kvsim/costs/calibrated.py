@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import frexp
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from kvsim.core import operators
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu
-from kvsim.core.layers import AUTO, KV_FORMATS, Part
+from kvsim.core.layers import AUTO, KV_FORMATS, Experts, Part
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
 from kvsim.core.surface import Factor, Surface, SurfaceFile, octave, read_surfaces
+from kvsim.costs.hosts import host_of
 from kvsim.costs.roofline import Counts, Operators, Seconds, price_neighbours
 from kvsim.costs.stretch import ARRAY_FROM_STEPS
 
@@ -29,20 +30,23 @@ class Calibrated:
 
     GEMMs, attention and all-reduces are priced from surfaces fitted to measured kernels (``engine``: whose kernels;
     ``surfaces``: a file written by ``kvsim calibrate`` instead of the shipped ones), the other operators, and GPUs
-    without surfaces, by the constants of ``roofline``. Quantised weights and 8-bit KV are priced where their kernels
-    were measured; writing activations in fewer bits costs nothing here, as where it is fused. Weights and KV are never
-    priced below what memory delivers them in, since between two calls the rest of the model has flushed the cache that
-    a benchmark finds warm.
+    without surfaces, by the constants of ``roofline``. Experts of a mixture get equal shares of the tokens. Quantised
+    weights and 8-bit KV are priced where their kernels were measured; writing activations in fewer bits costs nothing
+    here, as where it is fused. Weights and KV are never priced below what memory delivers them in, since between two
+    calls the rest of the model has flushed the cache that a benchmark finds warm.
 
     Batches of up to ``cuda_graph_tokens`` tokens run as captured CUDA graphs, so linear layers compute the next
-    captured size (vLLM: 1, 2, 4, multiples of 8, from 256 on of 16); 0: no graphs. ``host_step_s``,
-    ``host_request_s`` and ``hidden_host_s`` as in ``roofline``.
+    captured size (vLLM: 1, 2, 4, multiples of 8, from 256 on of 16); 0: no graphs. ``host`` names the engine whose
+    host time is added (null: ``engine``; ``vllm-sync`` plans a step after the one before it), from
+    ``costs/data/hosts.toml``; ``host_step_s`` and ``host_request_s`` replace it by figures of your own, and
+    ``hidden_host_s`` as in ``roofline``.
     """
 
     engine: str = "vllm"
     surfaces: Path | None = None
     cuda_graph_tokens: int = 512
-    host_step_s: float = 1.5e-4
+    host: str | None = None
+    host_step_s: float | None = None
     host_request_s: float = 0.0
     hidden_host_s: float = 0.0
 
@@ -176,19 +180,26 @@ class _Measured(Operators):
     """The operators of one rank, by surface where there is one, else by the roofline's constants."""
 
     def __init__(self, cost: Calibrated, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
-        super().__init__(cost.host_step_s + cost.hidden_host_s, model, gpu, tensor_parallel_size)
+        file = _surface_file(cost, gpu)
+        host = host_of(cost.engine if cost.host is None else cost.host)
+        host_step_s = host.step_s if cost.host_step_s is None else cost.host_step_s
+        super().__init__(host_step_s + cost.hidden_host_s, model, gpu, tensor_parallel_size)
+        self.quantise_s = host.quantise_s
         self.host_request_s = cost.host_request_s
         self.graph_tokens = cost.cuda_graph_tokens
-        self.file = _surface_file(cost, gpu)
-        self.heads = model.heads // self.tp
-        self.kv_heads = max(1, model.kv_heads // self.tp)
+        self.file = file
+        self.reached = _reached(gpu, self.file)  # what surfaces are a share of
         self.gemm = self._surface("gemm", BF16)
         self.quantized = self._quantized()
+        if self.mixture is not None:
+            if self.mixture.width % self.tp:
+                raise model.untimed(f"experts of {self.mixture.width} columns, not shared by {self.tp} GPUs")
+            self.experts = self._expert_surface()
         self.all_reduce = self._surface("all_reduce", "graph")
         kv = self._kv_variant()
         self.kv_value_bytes = model.kv_format.value_bytes
-        self.prefill_attention = self._surface("prefill_attention", f"{model.head_dim}/{kv}")
-        self.decode_attention = self._surface("decode_attention", f"{model.head_dim}/{kv}")
+        self.prefill_attention = self._surface("prefill_attention", f"{self.head_dim}/{kv}")
+        self.decode_attention = self._surface("decode_attention", f"{self.head_dim}/{kv}")
         if kv != BF16 and (self.prefill_attention is None or self.decode_attention is None):
             raise model.untimed(f"KV of fewer bits, not measured on {gpu.name}")
 
@@ -196,11 +207,49 @@ class _Measured(Operators):
         """As the roofline's, at the size of the CUDA graph that runs so many tokens."""
         return super().linear_s(_graph_sizes(tokens, self.graph_tokens))
 
+    def _mlp_columns(self, model: ModelSpec) -> int:
+        """Of a mixture those of its shared experts."""
+        _, mlp = model.uniform()
+        self.mixture = mlp if isinstance(mlp, Experts) else None
+        return mlp.shared_width if isinstance(mlp, Experts) else mlp.width
+
+    def feed_forward_s(self, tokens: Counts) -> Seconds:
+        """Of a mixture: the router, the experts in use (each rank has a slice of every one), and the shared ones."""
+        if self.mixture is None:
+            return super().feed_forward_s(tokens)
+        seconds = self.gemm_s(tokens, self.mixture.count, self.model.hidden_size, "router") + self._experts_s(tokens)
+        return seconds + super().feed_forward_s(tokens) if self.mlp_width else seconds
+
+    def _experts_s(self, tokens: Counts) -> Seconds:
+        """Seconds of the experts, tokens spread evenly over them; weights in use are read from memory."""
+        assert self.mixture is not None
+        surface, form = self.experts
+        hidden, width = self.model.hidden_size, self.mixture.width // self.tp
+        chosen, count = self.mixture.per_token, self.mixture.count
+        seconds = surface.seconds(
+            operators.experts(self.reached, tokens, hidden, width, chosen, count, number_format=form)
+        )
+        in_use = np.minimum(tokens * chosen, count)
+        weight_bytes = in_use * 3 * hidden * width * operators.FORMATS[form].weight_bytes
+        floored: Seconds = np.maximum(seconds, weight_bytes / self._stream_bytes_per_s())
+        return floored
+
+    def _expert_surface(self) -> tuple[Surface, str]:
+        """The surface of the experts, and the format of their weights. Raises InputError if there is none."""
+        stored = self.model.quantization
+        form = BF16 if stored is None or "experts" not in stored.parts else GEMM_FORMATS.get(stored.method, "")
+        surface = self._surface("experts", form)
+        if surface is None:
+            raise self.model.untimed(f"a mixture of experts, not measured on {self.gpu.name} in {form or 'its format'}")
+        return surface, form
+
     def gemm_s(self, m: Counts, n: int, k: int, part: Part) -> Seconds:
         surface, form = self._gemm_of(part)
         if surface is None:
             return super().gemm_s(m, n, k, part)
-        seconds = surface.seconds(operators.gemm(self.gpu, m, n, k, form))
+        seconds = surface.seconds(operators.gemm(self.reached, m, n, k, form))
+        if form == "fp8":
+            seconds = seconds - self.quantise_s
         weight_bytes = n * k * operators.FORMATS[form].weight_bytes
         floored: Seconds = np.maximum(seconds, weight_bytes / self._stream_bytes_per_s())
         return floored
@@ -215,7 +264,7 @@ class _Measured(Operators):
     def _quantized(self) -> Surface | None:
         """The surface of GEMMs with the model's quantised weights. Raises InputError if there is none."""
         stored = self.model.quantization
-        if stored is None:
+        if stored is None or stored.parts == ("experts",):
             return None
         surface = self._surface("gemm", GEMM_FORMATS.get(stored.method, ""))
         if surface is None:
@@ -234,7 +283,7 @@ class _Measured(Operators):
         if self.all_reduce is None or self.tp == 1:
             return super().all_reduce_s(tokens)
         message_bytes = tokens * self.model.hidden_size * self.model.dtype_bytes
-        return self.all_reduce.seconds(operators.collective(self.gpu, np.maximum(message_bytes, 1), self.tp))
+        return self.all_reduce.seconds(operators.collective(self.reached, np.maximum(message_bytes, 1), self.tp))
 
     def decode_pieces(self, decodes: Counts) -> Iterator["Pieces"]:
         """Decode attention of all layers for each number of requests (c,), with their host time."""
@@ -263,12 +312,12 @@ class _Measured(Operators):
             return bound_s + fitted.fixed_s
         requests = np.broadcast_to(decodes, kv_tokens.shape).astype(np.float64)
         call = operators.decode_attention(
-            gpu,
+            self.reached,
             kv_tokens.astype(np.float64),
             requests,
             self.heads,
             self.kv_heads,
-            model.head_dim,
+            self.head_dim,
             self.kv_value_bytes,
         )
         floored: Seconds = np.maximum(self.decode_attention.seconds(call), kv_bytes / self._stream_bytes_per_s())
@@ -307,18 +356,17 @@ class _Measured(Operators):
         hidden = self.model.hidden_size
         head = -(-self.model.vocab_size // self.tp)
         q_width, kv_width, mlp_width = self.q_width, self.kv_width, self.mlp_width
-        return (
+        mlp: tuple[tuple[int, int, Part], ...] = ((2 * mlp_width, hidden, "mlp"), (hidden, mlp_width, "mlp"))
+        attention: tuple[tuple[int, int, Part], ...] = (
             (q_width + 2 * kv_width, hidden, "attention"),
             (hidden, q_width, "attention"),
-            (2 * mlp_width, hidden, "mlp"),
-            (hidden, mlp_width, "mlp"),
-            (head, hidden, "head"),
         )
+        return (*attention, *(mlp if mlp_width else ()), (head, hidden, "head"))
 
     def _stream_bytes_per_s(self) -> float:
         """What memory delivers, in proportion to the data sheet as on the GPU that was measured."""
         assert self.file is not None, "only called for calls that a surface has priced"
-        return self.file.stream_share * self.gpu.hbm_bytes_per_s
+        return self.file.stream_share * self.reached.hbm_bytes_per_s
 
     def _surface(self, kind: str, variant: str) -> Surface | None:
         """The surface of a variant; for a head size that was not measured, that of the nearest."""
@@ -336,7 +384,7 @@ class _Prefill:
     """Prefill attention of all layers for one step at a time: the surface, sliced at this model's heads."""
 
     def __init__(self, measured: _Measured, surface: Surface | None) -> None:
-        model, gpu = measured.model, measured.gpu
+        model, gpu = measured.model, measured.gpu if surface is None else measured.reached
         layers = model.layers
         self._heads = measured.heads
         compute, memory, self._fixed_s = 1.0, 1.0, operators.ATTENTION_START_S * layers
@@ -345,7 +393,7 @@ class _Prefill:
             fitted = measured.efficiency["prefill_attention"]
             compute, memory, self._fixed_s = fitted.compute, fitted.memory, fitted.fixed_s * layers
         self._measured = surface is not None
-        self._pair_s = 4 * model.head_dim * layers / (gpu.bf16_flops_per_s * compute)  # per query head
+        self._pair_s = 4 * measured.head_dim * layers / (gpu.bf16_flops_per_s * compute)  # per query head
         bytes_per_s = gpu.hbm_bytes_per_s * memory
         self._kv_token_s = 2 * measured.kv_width * measured.kv_value_bytes * layers / bytes_per_s
         self._query_token_s = 2 * measured.q_width * model.dtype_bytes * layers / bytes_per_s
@@ -404,6 +452,14 @@ def _graph_sizes(tokens: Counts, largest: int) -> Counts:
     for small in (4, 2, 1):
         size = np.where(tokens <= small, small, size)
     return np.where(tokens <= largest, size, tokens)
+
+
+def _reached(gpu: Gpu, file: SurfaceFile | None) -> Gpu:
+    """The GPU with the bandwidth and arithmetic of which the measured one reached as large a share."""
+    if file is None or file.gpu == gpu.name:
+        return gpu
+    memory, compute = gpu.transfer_memory, gpu.transfer_compute
+    return replace(gpu, hbm_bytes_per_s=gpu.hbm_bytes_per_s * memory, bf16_flops_per_s=gpu.bf16_flops_per_s * compute)
 
 
 def _surface_file(cost: Calibrated, gpu: Gpu) -> SurfaceFile | None:

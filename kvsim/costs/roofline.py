@@ -182,7 +182,9 @@ class Operators:
 
     def __init__(self, host_step_s: float, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
         tp = tensor_parallel_size
-        for what, size in (("attention heads", model.heads), ("MLP columns", model.intermediate_size)):
+        attention, _ = model.uniform()
+        self.mlp_columns = self._mlp_columns(model)
+        for what, size in (("attention heads", attention.heads), ("MLP columns", self.mlp_columns)):
             if size % tp:
                 raise InputError(
                     f"{tp} GPUs cannot share the {size} {what} of {model.name}",
@@ -191,9 +193,15 @@ class Operators:
                 )
         self.host_step_s, self.model, self.gpu, self.tp = host_step_s, model, gpu, tp
         self.efficiency = {**GENERIC, **gpu.efficiency}
-        self.q_width = model.heads // tp * model.head_dim
-        self.kv_width = max(1, model.kv_heads // tp) * model.head_dim
-        self.mlp_width = model.intermediate_size // tp
+        self.heads, self.kv_heads = attention.heads // tp, max(1, attention.kv_heads // tp)
+        self.head_dim = attention.head_dim
+        self.q_width = self.heads * self.head_dim
+        self.kv_width = self.kv_heads * self.head_dim
+        self.mlp_width = self.mlp_columns // tp
+
+    def _mlp_columns(self, model: ModelSpec) -> int:
+        """Columns of a layer's MLP over all ranks. Raises InputError for a mixture, which this class cannot price."""
+        return model.intermediate_size
 
     def linear_s(self, tokens: Counts) -> Seconds:
         """Seconds of everything but attention and LM head in a step of so many tokens, host time included."""
@@ -201,15 +209,22 @@ class Operators:
         layer_s = (
             self.gemm_s(tokens, self.q_width + 2 * self.kv_width, hidden, "attention")
             + self.gemm_s(tokens, hidden, self.q_width, "attention")
-            + self.gemm_s(tokens, 2 * self.mlp_width, hidden, "mlp")
-            + self.gemm_s(tokens, hidden, self.mlp_width, "mlp")
+            + self.feed_forward_s(tokens)
             + 2 * self.elementwise_s(tokens, 4 * hidden)  # RMSNorm: read x and residual, write both
             + self.elementwise_s(tokens, 2 * (self.q_width + self.kv_width))  # rotary embedding of Q and K, in place
             + self.elementwise_s(tokens, 4 * self.kv_width)  # new K and V into the cache
-            + self.elementwise_s(tokens, 3 * self.mlp_width)  # gated activation: read two, write one
             + 2 * self.all_reduce_s(tokens)
         )
         return self.model.layers * layer_s + self.host_step_s
+
+    def feed_forward_s(self, tokens: Counts) -> Seconds:
+        """Seconds of a layer's gated MLP."""
+        hidden = self.model.hidden_size
+        return (
+            self.gemm_s(tokens, 2 * self.mlp_width, hidden, "mlp")
+            + self.gemm_s(tokens, hidden, self.mlp_width, "mlp")
+            + self.elementwise_s(tokens, 3 * self.mlp_width)  # gated activation: read two, write one
+        )
 
     def head_s(self, sampled: Counts) -> Seconds:
         """Seconds of the LM head for so many sampled positions; the vocabulary is split over the ranks."""

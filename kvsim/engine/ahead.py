@@ -188,7 +188,7 @@ class AheadReplica(Replica):
     def _launch_leap(self, shape: BatchShape, steps: int) -> None:
         super()._launch_leap(shape, steps)
         if self._host_ns:
-            durations = [int(duration) for duration in self._durations[: self.stretch_steps]]
+            durations = [int(duration) for duration in self.durations_ns[: self.stretch_steps]]
             self._durations, self._device_ns = self._with_host(durations)
             self._ends = None
             if self._review_ns < FOREVER:

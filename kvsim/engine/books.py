@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from heapq import heappush
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from kvsim.core.request import DECODING, ENDED, HELD, WAITING, Request
 from kvsim.core.shape import BatchShape
 from kvsim.engine.clock import FOREVER
 from kvsim.engine.pace import PaceTable
+from kvsim.engine.recorder import PACK_AT
 from kvsim.engine.state import ReplicaState
 
 SECOND = 1_000_000_000
@@ -277,6 +279,8 @@ class Books(ReplicaState):
     def _count_seconds(self, ends: Sequence[int], steps: int, end: int, decodes: int, sampled: int) -> None:
         """Tokens of a stretch that ends in a new second: book each step's in the second in which it ended."""
         counter = self._recorder.tokens_by_second
+        if len(counter) >= PACK_AT:
+            self._recorder.pack_seconds()
         if self._second_tokens:
             counter[self._second_end_ns // SECOND - 1] += self._second_tokens
         last = end // SECOND
@@ -290,17 +294,18 @@ class Books(ReplicaState):
         self._second_tokens = decodes * (steps - done) + sampled
         self._second_end_ns = (last + 1) * SECOND
 
-    def _count_seconds_paced(self, pace: PaceTable, context: int, start: int, steps: int, end: int) -> None:
+    def _count_seconds_paced(self, pace: PaceTable, place: int, start: int, steps: int, end: int, decodes: int) -> None:
         """The same for decodes whose pace is in a table."""
         counter = self._recorder.tokens_by_second
+        if len(counter) >= PACK_AT:
+            self._recorder.pack_seconds()
         if self._second_tokens:
             counter[self._second_end_ns // SECOND - 1] += self._second_tokens
         last = end // SECOND
-        decodes = pace.stride
-        begin_ns = start - pace.before[context]
+        begin_ns = start - pace.before[place]
         done = 0
-        while (second := (begin_ns + pace.before[context + (done + 1) * decodes]) // SECOND) < last:
-            upto = pace.ends_before((second + 1) * SECOND, context, steps, start)
+        while (second := (begin_ns + pace.before[place + done + 1]) // SECOND) < last:
+            upto = pace.ended_before((second + 1) * SECOND, place, steps, start)
             counter[second] += decodes * (upto - done)
             done = upto
         self._second_tokens = decodes * (steps - done)
@@ -310,8 +315,20 @@ class Books(ReplicaState):
         """Timeline rows for the instants before ``until_ns``; only steps have gone by since the last row."""
         samples = self._samples
         if self.stretch_steps:
+            sums: Sequence[int]
+            if self._flight:
+                sums, place = self._flight.before, self._flight_place
+            else:
+                sums, place = [self.stretch_start_ns, *self.ends_ns], 0
             self._sample_steps(
-                self.stretch_start_ns, self._durations, self._shape, self.decode_step, self._decodes, until_ns
+                self.stretch_start_ns,
+                sums,
+                place,
+                self.stretch_steps,
+                self._shape,
+                self.decode_step,
+                self._decodes,
+                until_ns,
             )
             return
         if samples.every_step:  # the next row comes with the next step
@@ -329,38 +346,46 @@ class Books(ReplicaState):
     def _sample_steps(
         self,
         start_ns: int,
-        durations: Sequence[float] | NDArray[np.int64],
+        sums: Sequence[int],
+        place: int,
+        steps: int,
         shape: BatchShape,
         decode_step: int,
         decodes: int,
         until_ns: int,
     ) -> None:
-        """Rows for the instants before ``until_ns`` in a stretch whose first step has its blocks."""
-        samples, kv, inbox = self._samples, self.kv, self.inbox
+        """Rows for the instants before ``until_ns`` in a stretch whose first step has its blocks.
+
+        Step i of the stretch, the first being 0, ends ``sums[place + i + 1] - sums[place]`` ns after its start.
+        """
+        samples, kv = self._samples, self.kv
         prefill, batch_decodes = shape.prefill_tokens, shape.decode_requests
-        i = 0
-        end_ns = start_ns + int(durations[0])
+        begin_ns = start_ns - sums[place]
+        first = place + 1
         while (time_ns := samples.next_ns) < until_ns:
-            while end_ns <= time_ns:
-                i += 1
-                end_ns += int(durations[i])
-            free = kv.free_blocks - self._booked_by(time_ns)
+            following = bisect_right(sums, time_ns - begin_ns, first, first + steps)
+            i = following - first
+            free = kv.free_blocks
+            if self.bookings:
+                free -= self._booked_by(time_ns)
             if i and decodes:
                 free -= kv.growth_blocks(decode_step + 1, i)
             cached = min(free, self.cache.free_cached) if self.cache else 0  # blocks without content are taken first
             waiting = len(self.waiting)
-            if inbox and inbox[0].enters_ns <= time_ns:
-                waiting += sum(request.enters_ns <= time_ns and request.state != ENDED for request in inbox)
+            for request in self.inbox:
+                if request.enters_ns > time_ns:
+                    break
+                waiting += request.state != ENDED
             samples.add((
-                time_ns, int(durations[i]), waiting, len(self.running_now), prefill + batch_decodes, prefill,
-                batch_decodes, self.total_blocks - free, cached, free - cached,
+                time_ns, sums[following] - sums[following - 1], waiting, len(self.running_now),
+                prefill + batch_decodes, prefill, batch_decodes, self.total_blocks - free, cached, free - cached,
             ))  # fmt: skip
             if samples.every_step:
-                samples.next_ns = end_ns if i + 1 < self.stretch_steps else FOREVER
+                samples.next_ns = begin_ns + sums[following] if i + 1 < steps else FOREVER
 
     def _booked_by(self, time_ns: int) -> int:
         """Blocks booked ahead for that time or before, and not taken yet."""
-        return sum(blocks for booked_ns, blocks, _ in self.bookings if booked_ns <= time_ns)
+        return sum(blocks for _, blocks, _ in takewhile(lambda booking: booking[0] <= time_ns, self.bookings))
 
     def _check_books(self) -> None:
         """Recount what the totals say, request by request. Raises AssertionError with the numbers."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from functools import partial
 from heapq import heappop, heappush
 
@@ -19,7 +21,7 @@ from kvsim.engine.clock import ARRIVALS, ENDS, FOREVER, PLANS, Clock
 from kvsim.engine.decisions import AheadRecorder, DecisionRecorder
 from kvsim.engine.link import Flow, SharedLink
 from kvsim.engine.pace import DecodePace
-from kvsim.engine.recorder import Recorder, TimelineSamples, join_timelines
+from kvsim.engine.recorder import Recorder, RequestColumns, TimelineSamples, join_timelines
 from kvsim.engine.replica import Replica
 from kvsim.engine.state import ReplicaState
 from kvsim.engine.steps import Steps
@@ -96,7 +98,9 @@ class Simulation:
         self._horizon_ns = FOREVER - 1 if options.horizon_ns is None else options.horizon_ns
         self._clock = Clock(self._horizon_ns)
         n = len(trace)
-        self._recorder = Recorder(trace)
+        self._dynamic = options.closed_sessions or options.max_concurrency is not None
+        columns = RequestColumns(trace, sent_later=self._dynamic, handed_on=len(cluster.pools) > 1)
+        self._recorder = Recorder(columns)
         self.now_ns = 0
         self._build_pools()
         if any(replica.cache and replica.role != "mixed" for replica in self.replicas):
@@ -113,7 +117,7 @@ class Simulation:
         self._link = SharedLink(cluster.link, self._clock, self._flows_ended) if cluster.link else None
         self._latency_ns = round(cluster.link.latency_s * 1e9) if cluster.link else 0
         self._handoffs: dict[Request, _Handoff] = {}
-        self._transfers: list[tuple[int, int, int, int]] = []
+        self._transfers = array("q")  # start, request, end, bytes; start, ...
         # the agenda
         self._heap: list[tuple[int, int, int, Request | None]] = []
         self._agenda_ns = FOREVER
@@ -125,8 +129,9 @@ class Simulation:
         self._on_replica_calls = [self._on_replica]
         # sending
         self._next_turn = _next_turns(trace) if options.closed_sessions else None
-        first = np.arange(n) if self._next_turn is None else _first_turns(trace)
-        self._first_turns: NDArray[np.int64] = first
+        self._first_turns: Sequence[int] | NDArray[np.int64] = range(n)
+        if self._next_turn is not None:
+            self._first_turns = _first_turns(trace)
         self._read_rows = 0
         self._rows: list[tuple[int, int, int, int]] = []
         self._rows_at = 0
@@ -136,7 +141,6 @@ class Simulation:
         self._sent = 0
         self._clipped = 0
         self._client_queue: list[tuple[int, int]] = []
-        self._dynamic = self._next_turn is not None or options.max_concurrency is not None
         self._read_ahead()
 
     def _tokens_sure_to_fit(self) -> int:
@@ -318,7 +322,8 @@ class Simulation:
             columns = trace.arrival_ns[first:last], trace.prompt_tokens[first:last], trace.output_tokens[first:last]
         else:
             columns = trace.arrival_ns[rows], trace.prompt_tokens[rows], trace.output_tokens[rows]
-        self._rows = list(zip(rows.tolist(), *(column.tolist() for column in columns), strict=True))
+        ids = rows.tolist() if isinstance(rows, np.ndarray) else rows
+        self._rows = list(zip(ids, *(column.tolist() for column in columns), strict=True))
         self._rows_at = 0
         self._rows_fit = bool((columns[1] + columns[2] <= min(self._max_model_len, self._sure_to_fit)).all())
         self._static_ns = self._rows[0][1] if self._rows else FOREVER
@@ -363,7 +368,8 @@ class Simulation:
             if longest <= 0:
                 self._reject(i, _PROMPT_TOO_LONG, now)
                 return
-            self._recorder.columns.output_tokens[i] = output_tokens = longest
+            output_tokens = longest
+            self._recorder.columns.cut_output(i, longest)
             self._clipped += 1
         if prompt_tokens + output_tokens > self._sure_to_fit and not self._fits(prompt_tokens, output_tokens):
             self._reject(i, _POOL_TOO_SMALL, now)
@@ -394,13 +400,15 @@ class Simulation:
         horizon_ns = self._horizon_ns
         longest = min(self._max_model_len, self._sure_to_fit)
         only, column = self._only_replica, self._replica_column
-        pool = self._pools[0]
+        replicas, memory = self._pools[0].replicas, self._pools[0].memory
+        route = self._pools[0].pool.router.route
         if only and self._rows_fit and rows[-1][1] <= horizon_ns:
             self._recorder.columns.arrays["replica_prefill"][rows[0][0] : rows[-1][0] + 1] = only.id
             only.enqueue_rows(rows, self._complete if self._has_more else None)
             self._sent += len(rows)
             self._read_ahead()
             return
+        has_more = self._has_more
         for row in rows:
             i, arrival_ns, prompt_tokens, output_tokens = row
             if arrival_ns > horizon_ns:
@@ -410,9 +418,9 @@ class Simulation:
                 self._send(row, arrival_ns)
             else:
                 request = Request(i, arrival_ns, prompt_tokens, output_tokens)
-                if self._has_more:
+                if has_more:
                     self._complete(request)
-                replica = only or pool.route(request, arrival_ns)
+                replica = only or replicas[route(request, replicas, memory)]  # no counters to bring up to date
                 column[i] = replica.id
                 replica.enqueue(request, arrival_ns)
                 self._sent += 1
@@ -604,7 +612,7 @@ class Simulation:
             request.enters_ns = arrives_ns
             target.inbox.append(request)
             if arrives_ns <= self._horizon_ns:
-                self._transfers.append((flow.start_ns, request.id, arrives_ns, flow.bytes))
+                self._transfers.extend((flow.start_ns, request.id, arrives_ns, flow.bytes))
             self._watch(target, now)
         self._end_moment(now)
         if self._heap:
@@ -638,15 +646,15 @@ class Simulation:
         recorder = self._recorder
         columns = recorder.columns.arrays
         trace = self._trace
-        if not self._dynamic:
-            sent = self._first_turns[: self._read_rows - len(self._rows) + self._rows_at]
-            columns["arrival_ns"][sent] = trace.arrival_ns[sent]
+        sent = self._read_rows - len(self._rows) + self._rows_at
+        if not self._dynamic and sent < len(trace):
+            columns["arrival_ns"] = np.where(np.arange(len(trace)) < sent, trace.arrival_ns, NEVER)
         elif self._client_queue:
             columns["arrival_ns"][[i for _, i in self._client_queue]] = NEVER
         end_ns = self._options.horizon_ns
         if end_ns is None:  # the last thing that happened; a client's timer for a request long done is nothing
-            last = [replica.boundary_ns for replica in replicas] + [end for _, _, end, _ in self._transfers]
-            end_ns = max([*last, int(columns["finish_ns"].max(initial=0))])
+            ends = max(self._transfers[2::4], default=0), int(columns["finish_ns"].max(initial=0))
+            end_ns = max(*ends, *(replica.boundary_ns for replica in replicas))
         for replica in replicas:
             replica.close(end_ns)
         for request in self._handoffs:
@@ -655,31 +663,32 @@ class Simulation:
             for request in replica.inbox:
                 if request.state == SENDING:
                     columns["generated_tokens"][request.id] = 1
-        if len(self._pools) == 1:
-            columns["replica_decode"] = columns["replica_prefill"]
         finished = (columns["status"] == UNFINISHED) & (columns["finish_ns"] != NEVER)
         columns["status"][finished] = FINISHED
-        columns["generated_tokens"][finished] = columns["output_tokens"][finished]
+        generated = columns["output_tokens"]
+        if not finished.all():
+            generated = np.where(finished, generated, columns["generated_tokens"])
         for pace in self._paces:
-            for table in pace.tables:
-                if table:
-                    recorder.gaps.add_counted(*table.counted())
+            for table in pace.all_tables:
+                recorder.gaps.add_counted(*table.counted())
         unfinished = columns["status"] == UNFINISHED
         never_sent = unfinished & (columns["arrival_ns"] == NEVER)
         stuck = self._options.horizon_ns is None and bool((unfinished & ~never_sent).any())
         columns["reason"][unfinished] = _STUCK if stuck else _HORIZON
         columns["reason"][never_sent] = _NOT_SENT
-        transfers = np.array(sorted(self._transfers), np.int64).reshape(-1, 4)
+        queued = columns["replica_prefill"] >= 0
+        transfers = np.array(self._transfers, np.int64).reshape(-1, 4)
+        transfers = transfers[np.lexsort((transfers[:, 1], transfers[:, 0]))]
         return RunLog(
             arrival_ns=columns["arrival_ns"],
             client_queue_ns=columns["client_queue_ns"],
-            queued_ns=np.where(columns["replica_prefill"] >= 0, columns["arrival_ns"], NEVER),
+            queued_ns=columns["arrival_ns"] if queued.all() else np.where(queued, columns["arrival_ns"], NEVER),
             first_scheduled_ns=columns["first_scheduled_ns"],
             first_token_ns=columns["first_token_ns"],
             finish_ns=columns["finish_ns"],
             prompt_tokens=trace.prompt_tokens,
             output_tokens=columns["output_tokens"],
-            generated_tokens=columns["generated_tokens"],
+            generated_tokens=generated,
             computed_tokens=columns["computed_tokens"],
             cached_tokens=columns["cached_tokens"],
             preemptions=columns["preemptions"],
@@ -696,7 +705,7 @@ class Simulation:
             transfers=Transfers(
                 request=transfers[:, 1], start_ns=transfers[:, 0], end_ns=transfers[:, 2], bytes=transfers[:, 3]
             ),
-            tokens_by_second=dict(sorted(recorder.tokens_by_second.items())),
+            tokens_by_second=recorder.seconds(),
             steps=tuple(replica.steps for replica in replicas),
             stretches=tuple(replica.stretches for replica in replicas),
             total_blocks=tuple(replica.total_blocks for replica in replicas),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,43 +20,32 @@ _PAYS = 4
 class PaceTable:
     """Durations of decode steps of one batch size, by the context tokens before the step.
 
-    A step of g decodes at context c is followed by one at c + g, so sums run along c, c + g, c + 2g, ...:
-    ``before[c]`` is the time of the steps at c - g, c - 2g, ..., and n steps from c on take ``before[c + n * g] -
-    before[c]`` ns. Which steps were taken is counted the same way: ``begun[c]`` is how many requests saw a gap begin
-    to repeat at c, less those for which it ended.
+    A step of g decodes at context c is followed by one at c + g, c + 2g, ...: these stand next to one another, c at
+    place p = c mod g * ``rounds`` + c div g, c + g at p + 1, ... ``before[p]`` is the time of the steps left of p, so
+    n steps from p on take ``before[p + n] - before[p]`` ns. Which steps were taken is counted the same way:
+    ``begun[p]`` is how many requests saw a gap begin to repeat at p, less those for which it ended.
     """
 
-    __slots__ = ("before", "begun", "duration", "size", "stride")
+    __slots__ = ("before", "begun", "duration", "rounds", "size")
 
-    def __init__(self, stride: int, durations_ns: NDArray[np.int64]) -> None:
-        """``durations_ns``, shape (rows * stride,): of the step at each context."""
-        self.stride = stride
-        self.size = len(durations_ns)
-        rows = durations_ns.reshape(-1, stride)
-        before = np.zeros_like(rows)
-        np.cumsum(rows[:-1], axis=0, out=before[1:])
-        self.duration: memoryview[int] = memoryview(durations_ns)  # type: ignore[arg-type]
-        self.before: memoryview[int] = memoryview(before.reshape(-1))  # type: ignore[arg-type]
-        self.begun: memoryview[int] = memoryview(np.zeros(self.size, np.int64))  # type: ignore[arg-type]
+    def __init__(self, durations_ns: NDArray[np.int64]) -> None:
+        """``durations_ns``, shape (g, rounds): of the step at context r + g * k in row r, column k."""
+        self.rounds = durations_ns.shape[1]
+        self.size = durations_ns.size
+        entries = np.zeros((*durations_ns.shape, 3), np.int64)  # what is read together stands together
+        np.cumsum(durations_ns[:, :-1], axis=1, out=entries[:, 1:, 0])
+        entries[:, :, 1] = durations_ns
+        flat: memoryview[int] = memoryview(entries.reshape(-1))  # type: ignore[arg-type]
+        self.before, self.duration, self.begun = flat[0::3], flat[1::3], flat[2::3]
 
-    def durations(self, context: int, steps: int) -> list[int]:
-        """Of so many steps from this context on, ns."""
-        return self.duration[context : context + steps * self.stride : self.stride].tolist()
-
-    def ends_before(self, time_ns: int, context: int, steps: int, start_ns: int) -> int:
-        """How many of so many steps from this context on end before a time, if they begin at ``start_ns``."""
-        before, duration, stride = self.before, self.duration, self.stride
-        begin_ns = start_ns - before[context] - time_ns
-        count = (time_ns - start_ns) // duration[context]  # no step is shorter than the first: not too few
-        if count > steps:
-            count = steps
-        while count > 0 and (late_ns := begin_ns + before[context + count * stride]) >= 0:
-            count -= late_ns // duration[context + (count - 1) * stride] + 1  # no step is longer: not too many
-        return count
+    def ended_before(self, time_ns: int, place: int, steps: int, start_ns: int) -> int:
+        """How many of so many steps from here on end before a time, if they begin at ``start_ns``."""
+        first = place + 1
+        return bisect_left(self.before, time_ns - start_ns + self.before[place], first, first + steps) - first
 
     def counted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Gaps and how many requests saw each, shapes (m,); in no order, with repeats."""
-        counts = np.asarray(self.begun).reshape(-1, self.stride).cumsum(axis=0).reshape(-1)
+        counts = np.asarray(self.begun).reshape(-1, self.rounds).cumsum(axis=1).reshape(-1)
         seen = np.flatnonzero(counts)
         return np.asarray(self.duration)[seen], counts[seen]
 
@@ -67,12 +57,13 @@ class DecodePace:
     and never price a later step below an earlier one (``longest_last`` True).
     """
 
-    __slots__ = ("_steps_met", "_steps_s", "tables")
+    __slots__ = ("_steps_met", "_steps_s", "all_tables", "tables")
 
     def __init__(self, steps_s: Callable[[BatchShape, int], Sequence[float] | NDArray[np.float64]]) -> None:
         self._steps_s = steps_s
         self._steps_met = [0] * (LARGEST_BATCH + 1)
         self.tables: list[PaceTable | None] = [None] * (LARGEST_BATCH + 1)
+        self.all_tables: list[PaceTable] = []  # stretches in flight may still follow one that has been outgrown
 
     def reach(self, decodes: int, context: int, steps: int) -> tuple[PaceTable | None, int]:
         """A table for this batch size and so many steps from this context on, or as many of them as a table may hold.
@@ -91,13 +82,11 @@ class DecodePace:
         self._steps_met[decodes] += steps
         if self._steps_met[decodes] * _PAYS < size:
             return None, steps
-        rows = -(-size // decodes)
-        durations = np.empty((rows, decodes), np.int64)
+        rounds = -(-size // decodes)
+        durations = np.empty((decodes, rounds), np.int64)
         for context in range(decodes):
             shape = BatchShape(decode_requests=decodes, sampled_requests=decodes, decode_context_tokens=context)
-            durations[:, context] = np.rint(np.asarray(self._steps_s(shape, rows)) * 1e9)
-        table = PaceTable(decodes, durations.reshape(-1))
-        if old:
-            table.begun[: old.size] = old.begun
-        self.tables[decodes] = table
+            durations[context] = np.rint(np.asarray(self._steps_s(shape, rounds)) * 1e9)
+        self.tables[decodes] = table = PaceTable(durations)
+        self.all_tables.append(table)
         return table, steps

@@ -5,11 +5,13 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from struct import Struct
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvsim.core.runlog import NEVER, UNFINISHED, Gaps, Timeline
+from kvsim.core.runlog import NEVER, UNFINISHED, Gaps, Timeline, TokensBySecond
 from kvsim.core.trace import Trace
 from kvsim.engine.clock import FOREVER
 
@@ -136,10 +138,13 @@ def _sum_equal(values: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[ND
     return values[first], np.add.reduceat(counts, first)
 
 
+_ROW = Struct("10q")
+
+
 class TimelineSamples:
     """Rows of one replica at instants 0, interval, 2 interval, ...; the interval doubles when there are too many."""
 
-    __slots__ = ("_rows", "every_step", "interval_ns", "limit", "next_ns")
+    __slots__ = ("_full", "_rows", "every_step", "interval_ns", "limit", "next_ns")
 
     WIDTH = 10
 
@@ -149,15 +154,16 @@ class TimelineSamples:
         self.interval_ns = interval_ns
         self.limit = limit or 1
         self.next_ns = FOREVER if limit is None else 0
-        self._rows = array("q")
+        self._rows = bytearray()
+        self._full = self.limit * _ROW.size
 
     def add(self, row: tuple[int, ...]) -> None:
         """The row of instant ``next_ns``."""
-        self._rows.extend(row)
+        self._rows += _ROW.pack(*row)
         if self.every_step:
             return
         self.next_ns += self.interval_ns
-        if len(self._rows) >= self.limit * self.WIDTH:
+        if len(self._rows) >= self._full:
             self._thin()
 
     def skip_gap(self, until_ns: int) -> None:
@@ -168,16 +174,12 @@ class TimelineSamples:
     def _thin(self) -> None:
         self.interval_ns *= 2
         rows = self.rows()
-        self._rows = array("q", rows[rows[:, 0] % self.interval_ns == 0].tobytes())
+        self._rows = bytearray(rows[rows[:, 0] % self.interval_ns == 0].tobytes())
         self.next_ns = -(-self.next_ns // self.interval_ns) * self.interval_ns
 
     def rows(self) -> NDArray[np.int64]:
         """Shape (rows, WIDTH), first column the time in ns."""
-        return (
-            np.frombuffer(self._rows, np.int64).reshape(-1, self.WIDTH)
-            if self._rows
-            else np.empty((0, self.WIDTH), np.int64)
-        )
+        return np.frombuffer(self._rows, np.int64).reshape(-1, self.WIDTH)
 
 
 def join_timelines(samples: list[TimelineSamples]) -> Timeline:
@@ -195,9 +197,14 @@ def join_timelines(samples: list[TimelineSamples]) -> Timeline:
 
 
 class RequestColumns:
-    """Per-request facts, shape (n,) each; written one element at a time through memoryviews (three times as fast)."""
+    """Per-request facts, shape (n,) each; written one element at a time through memoryviews (three times as fast).
+
+    Zeros are left to the operating system: a page that nobody writes to takes no memory. What the trace says already
+    is the trace's own column, which is not written to.
+    """
 
     __slots__ = (
+        "_output_is_own",
         "arrays",
         "arrival_ns",
         "cached_tokens",
@@ -208,7 +215,6 @@ class RequestColumns:
         "first_token_ns",
         "generated_tokens",
         "max_gap_ns",
-        "output_tokens",
         "preemptions",
         "reason",
         "replica_decode",
@@ -227,7 +233,6 @@ class RequestColumns:
     first_token_ns: memoryview[int]
     generated_tokens: memoryview[int]
     max_gap_ns: memoryview[int]
-    output_tokens: memoryview[int]
     preemptions: memoryview[int]
     reason: memoryview[int]
     replica_decode: memoryview[int]
@@ -236,24 +241,70 @@ class RequestColumns:
     swapped_tokens: memoryview[int]
     swaps: memoryview[int]
 
-    def __init__(self, trace: Trace) -> None:
-        fill = dict.fromkeys(self.__slots__[1:], NEVER)
-        fill.update(
-            cached_tokens=0, client_queue_ns=0, computed_tokens=0, generated_tokens=0, preemptions=0, reason=0,
-            status=UNFINISHED, swapped_tokens=0, swaps=0,
-        )  # fmt: skip
-        self.arrays = {name: np.full(len(trace), value, np.int64) for name, value in fill.items()}
-        self.arrays["output_tokens"][:] = trace.output_tokens
+    def __init__(self, trace: Trace, *, sent_later: bool, handed_on: bool) -> None:
+        """``sent_later``: requests may be sent at other times than the trace's; ``handed_on``: to a second pool."""
+        n = len(trace)
+        self._output_is_own = False
+        self.arrays: dict[str, NDArray[Any]] = {
+            "arrival_ns": np.full(n, NEVER, np.int64) if sent_later else trace.arrival_ns,
+            "status": np.full(n, UNFINISHED, np.int8),
+            "reason": np.zeros(n, np.int8),
+            "replica_prefill": np.full(n, -1, np.int32),
+        }
+        self.arrays["replica_decode"] = np.full(n, -1, np.int32) if handed_on else self.arrays["replica_prefill"]
+        for name in ("first_scheduled_ns", "first_token_ns", "finish_ns", "max_gap_ns"):
+            self.arrays[name] = np.full(n, NEVER, np.int64)
+        for name in (
+            "client_queue_ns", "generated_tokens", "computed_tokens", "cached_tokens", "preemptions", "swaps",
+            "swapped_tokens",
+        ):  # fmt: skip
+            self.arrays[name] = np.zeros(n, np.int64)
         for name, column in self.arrays.items():
             setattr(self, name, memoryview(column))  # type: ignore[arg-type]
+        self.arrays["output_tokens"] = trace.output_tokens
+
+    def cut_output(self, i: int, tokens: int) -> None:
+        """Request ``i`` is to generate no more than this."""
+        if not self._output_is_own:
+            self._output_is_own = True
+            self.arrays["output_tokens"] = self.arrays["output_tokens"].copy()
+        self.arrays["output_tokens"][i] = tokens
 
 
 class Recorder:
     """What all replicas write to."""
 
-    __slots__ = ("columns", "gaps", "tokens_by_second")
+    __slots__ = ("_seconds", "_seconds_packed", "columns", "gaps", "tokens_by_second")
 
-    def __init__(self, trace: Trace) -> None:
-        self.columns = RequestColumns(trace)
+    def __init__(self, columns: RequestColumns) -> None:
+        self.columns = columns
         self.gaps = GapHistogram()
-        self.tokens_by_second: Counter[int] = Counter()
+        self.tokens_by_second: Counter[int] = Counter()  # what is not packed yet
+        self._seconds = np.empty((2, PACK_AT), np.int64)  # second and tokens, in order of the second
+        self._seconds_packed = 0
+
+    def pack_seconds(self) -> None:
+        """Many seconds as an array take a tenth of the memory."""
+        counter = self.tokens_by_second
+        if not counter:
+            return
+        new = np.array([np.fromiter(part, np.int64, len(counter)) for part in (counter, counter.values())])
+        counter.clear()
+        # Replicas are hours apart at most, so all but the last of what is there stays as it is.
+        begin = int(np.searchsorted(self._seconds[0, : self._seconds_packed], new[0].min()))
+        table = np.concatenate((self._seconds[:, begin : self._seconds_packed], new), axis=1)
+        table = table[:, np.argsort(table[0], kind="stable")]
+        second, tokens = _sum_equal(table[0], table[1])
+        end = begin + len(second)
+        if end > self._seconds.shape[1]:
+            grown = np.empty((2, 2 * end), np.int64)
+            grown[:, :begin] = self._seconds[:, :begin]
+            self._seconds = grown
+        self._seconds[:, begin:end] = second, tokens
+        self._seconds_packed = end
+
+    def seconds(self) -> TokensBySecond:
+        """Tokens by second so far."""
+        self.pack_seconds()
+        second, tokens = self._seconds[:, : self._seconds_packed]
+        return TokensBySecond(second, tokens)

@@ -8,20 +8,22 @@ from heapq import heappop, heappush
 from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kvsim.core.request import DECODING, ENDED, HELD, WAITING, Request
 from kvsim.core.shape import BatchShape
 from kvsim.engine.books import SECOND
 from kvsim.engine.clock import FOREVER
+from kvsim.engine.pace import PaceTable
 from kvsim.engine.recorder import LONGEST_PACKED_NS, PACK_AT
 from kvsim.engine.steps import LONGEST_LEAP, Steps
 
 _LONGEST_LIST = 256
 """Beyond so many steps arrays beat lists by more than the way to the plain path costs."""
-_SHORTEST_PACED = 8
+_SHORTEST_PACED = 4
 """A list of so few steps is cheaper than look-ups all over a table (cache misses)."""
 _INBOX = 512
+_INBOX_OF_MANY = 128
+"""With more than one replica: what is created must still be in the processor's cache when it is looked at."""
 ROUND = 6755399441055744.0
 """1.5 * 2^52: x + ROUND - ROUND is x rounded half to even, for x below 2^51, in a third of the time of round()."""
 
@@ -99,6 +101,8 @@ class Replica(Steps):
         decodes = self.decoding_count
         context, squares, step = self._context, self._squares, self.decode_step
         duration, leap = self._duration, self._leap
+        place = 0
+        sums: Sequence[int]
         flying = self.stretch_steps > 0
         while True:
             if flying:  # a stretch that was launched earlier has ended by now
@@ -107,23 +111,27 @@ class Replica(Steps):
                 if sample_ns < end:
                     self._sample(end)
                     sample_ns = samples.next_ns
-                launched = self._durations
                 chunks = self._chunks
                 self._chunks = ()
                 self.stretch_steps = 0
                 free = kv.free_blocks
                 if steps > 1:
                     kv.free_blocks = free = free - growth_blocks(step + 1, steps - 1)
-                if len(launched) != steps:
-                    launched = launched[:steps]
-                largest = int(launched[-1] if longest_last else max(launched))
-                durations = launched if isinstance(launched, list) else launched.tolist()
-                pace = None
-                if behind:
-                    self._gaps.add(durations[:1], decodes - len(behind), durations[0])
-                    self._gaps.add(durations[1:], decodes, largest)
-                elif decodes:
-                    self._gaps.add(launched, decodes, largest)
+                pace = self._flight
+                if pace:
+                    place = self._flight_place
+                    largest = pace.duration[place + steps - 1]
+                else:
+                    launched = self.durations_ns
+                    if len(launched) != steps:
+                        launched = launched[:steps]
+                    largest = int(launched[-1] if longest_last else max(launched))
+                    durations = launched if isinstance(launched, list) else launched.tolist()
+                    if behind:
+                        self._gaps.add(durations[:1], decodes - len(behind), durations[0])
+                        self._gaps.add(durations[1:], decodes, largest)
+                    elif decodes:
+                        self._gaps.add(launched, decodes, largest)
             else:
                 # ---- arrive
                 arrival_ns = inbox[0].enters_ns if inbox else FOREVER
@@ -140,6 +148,7 @@ class Replica(Steps):
                 if start >= now_ns:
                     break
                 # ---- plan and launch
+                pace = None
                 chunks = None
                 once = False
                 if (waiting or prefilling) and self._changed:
@@ -182,10 +191,10 @@ class Replica(Steps):
                         self._duration = duration
                         self.steps += steps_run
                         self.stretches += stretches_run
-                        self._fly(start, end, [largest], shape, decodes, leap)
+                        self._fly(start, end, 1, [largest], None, 0, shape, decodes, leap)
                         return
                     if sample_ns < end:
-                        self._sample_steps(start, (largest,), shape, step, decodes, end)
+                        self._sample_steps(start, (0, largest), 0, 1, shape, step, decodes, end)
                         sample_ns = samples.next_ns
                     if decodes:
                         values.append(largest)
@@ -203,25 +212,24 @@ class Replica(Steps):
                     steps = finish - step
                     if prefilling or once:
                         steps = 1
-                    pace = None
                     if decodes < paced and steps > _SHORTEST_PACED:
                         pace = paces[decodes]
                         if pace is None or pace.size <= context + steps * decodes:
                             pace, steps = self._pace.reach(decodes, context, steps)
                     if pace:
                         sums = pace.before
-                        begin_ns = start - sums[context]
-                        last = context + (steps - 1) * decodes
-                        if begin_ns + sums[last] >= arrival_ns:
-                            steps = 1 + pace.ends_before(arrival_ns, context, steps, start)
-                            last = context + (steps - 1) * decodes
-                        end = begin_ns + sums[last + decodes]
+                        place = context // decodes + context % decodes * pace.rounds
+                        begin_ns = start - sums[place]
+                        after = place + steps
+                        if begin_ns + sums[after - 1] >= arrival_ns:  # the last one is launched after the arrival
+                            after = bisect_left(sums, arrival_ns - begin_ns, place + 1, after)
+                            steps = after - place
+                        end = begin_ns + sums[after]
                         if end > now_ns and steps > leap:
                             steps = leap
-                            last = context + (steps - 1) * decodes
-                            end = begin_ns + sums[last + decodes]
-                        began = context
-                        duration = largest = pace.duration[last]
+                            after = place + steps
+                            end = begin_ns + sums[after]
+                        duration = largest = pace.duration[after - 1]
                     else:
                         if steps > leap:
                             steps = leap
@@ -271,24 +279,18 @@ class Replica(Steps):
                         decode_shape.decode_requests = decode_shape.sampled_requests = decodes
                         decode_shape.decode_context_tokens = context
                         decode_shape.decode_context_squares = squares
-                        flight = pace.durations(context, steps) if pace else [int(d) for d in durations]
-                        self._fly(start, end, flight, decode_shape, decodes, leap)
+                        flown = None if pace else [int(d) for d in durations]
+                        self._fly(start, end, steps, flown, pace, place, decode_shape, decodes, leap)
                         return
                     if sample_ns < end:
                         kv.free_blocks -= growth_blocks(step, 1)
                         decode_shape.decode_requests = decodes
-                        flight = pace.durations(context, steps) if pace else [int(d) for d in durations]
-                        self._sample_steps(start, flight, decode_shape, step, decodes, end)
+                        if not pace:
+                            place, sums = 0, [0, *map(int, accumulate(durations))]
+                        self._sample_steps(start, sums, place, steps, decode_shape, step, decodes, end)
                         sample_ns = samples.next_ns
                     kv.free_blocks = free
-                    if pace:
-                        begun = pace.begun
-                        begun[context] += decodes
-                        begun[last + decodes] -= decodes
-                        if behind:
-                            begun[context] -= len(behind)
-                            begun[context + decodes] += len(behind)
-                    else:
+                    if not pace:
                         values += durations
                         if behind:
                             weights += (decodes - len(behind), 1, decodes, steps - 1)
@@ -306,13 +308,20 @@ class Replica(Steps):
             tokens = 0
             if decodes:
                 tokens = decodes * steps
+                if pace:
+                    begun = pace.begun
+                    begun[place] += decodes
+                    begun[place + steps] -= decodes
+                    if behind:
+                        begun[place] -= len(behind)
+                        begun[place + 1] += len(behind)
                 squares += steps * (2 * context + tokens)
                 context += tokens
                 step += steps
                 if behind:
                     first, later = largest, 0
                     if steps > 1:
-                        first = pace.duration[began] if pace else int(durations[0])
+                        first = pace.duration[place] if pace else int(durations[0])
                         later = largest if longest_last else int(max(durations[1:]))
                     self._pause_ends(start, start + first, decodes, later)
                 else:
@@ -385,7 +394,7 @@ class Replica(Steps):
             elif steps == 1:
                 self._count_seconds((end,), 1, end, tokens, 0)
             elif pace:
-                self._count_seconds_paced(pace, began, start, steps, end)
+                self._count_seconds_paced(pace, place, start, steps, end, tokens // steps)
             else:
                 ends = [start + int(e) for e in accumulate(durations)]
                 self._count_seconds(ends, steps, end, tokens // steps, 0)
@@ -406,7 +415,10 @@ class Replica(Steps):
         self,
         start: int,
         end: int,
-        durations: list[int] | NDArray[np.int64],
+        steps: int,
+        durations: list[int] | None,
+        pace: PaceTable | None,
+        place: int,
         shape: BatchShape,
         decodes: int,
         leap: int,
@@ -415,10 +427,12 @@ class Replica(Steps):
         self._decodes = decodes
         self._shape = shape
         self._durations = durations
+        self._flight = pace
+        self._flight_place = place
         self._leap = leap
         self._ends = None
         self.stretch_start_ns = start
-        self.stretch_steps = len(durations)
+        self.stretch_steps = steps
         self.stretch_end_ns = self.due_ns = end
         self.note_peak(self.kv.free_blocks)
         if len(self._gaps.values) >= PACK_AT:
@@ -471,16 +485,16 @@ class Replica(Steps):
     def _split_stretch(self) -> None:
         """All steps of the stretch but the one in flight have happened; make that one a stretch of its own."""
         steps = self.stretch_steps
-        duration = int(self._durations[steps - 1])
-        end = int(self.ends_ns[steps - 1])
-        start = int(self.ends_ns[steps - 2])
+        duration = int(self.durations_ns[steps - 1])
+        end = int(self.end_of(steps))
+        start = int(self.end_of(steps - 1))
         self.stretch_steps = steps - 1
         self.stretch_end_ns = start
         self._apply()
         self.kv.free_blocks -= self.kv.growth_blocks(self.decode_step, 1)
         self.note_peak(self.kv.free_blocks)
         self._durations = [duration]
-        self._ends = None
+        self._ends = self._flight = None
         self.stretch_start_ns = start
         self.stretch_steps = 1
         self.stretch_end_ns = self.due_ns = end
@@ -490,7 +504,7 @@ class Replica(Steps):
     def enqueue(self, request: Request, now_ns: int) -> None:
         """A request arrives. Unless somebody watches, it is enough to look at the inbox once it is full."""
         self.inbox.append(request)
-        if self.eager or len(self.inbox) >= _INBOX:
+        if self.eager or len(self.inbox) >= _INBOX_OF_MANY:
             self.settle(now_ns)
 
     def enqueue_rows(
@@ -512,11 +526,12 @@ class Replica(Steps):
         self._arrive(min(now_ns, self.stretch_end_ns))
 
     def book_ahead(self, request: Request, now_ns: int) -> bool:
-        """As ``reserve``, without bringing this replica up to date: if no request could possibly be short of blocks.
+        """Book blocks for a request that is on its way, if no request could possibly be short of blocks here.
 
-        Nothing that happens here matters to anybody then, so the steps until now can wait, and be taken together.
+        Nothing that happens here matters to anybody then, so unless somebody wants this replica as it is now, the
+        steps until now can wait, and be taken together.
         """
-        if not self._books_ahead or self.eager or self.watchers or self.offers:
+        if not self._books_ahead or self.watchers or self.offers:
             return False
         peak = self.kv.missing_blocks(request, request.prompt_tokens + request.output_tokens)
         if self._sure_blocks + peak > self.total_blocks:
@@ -529,7 +544,7 @@ class Replica(Steps):
         self._sure_blocks += peak
         missing = self.kv.missing_blocks(request, request.prompt_tokens + 1)
         self.bookings.append((now_ns, missing, request))
-        if len(self.bookings) >= _INBOX:
+        if self.eager or len(self.bookings) >= _INBOX:
             self.settle(now_ns)
         return True
 
@@ -538,6 +553,8 @@ class Replica(Steps):
         probe = Request(0, 0, 1, 1)
         here = [*self.running_now, *self.waiting, *self._simulation.on_their_way_to(self)]
         self._sure_blocks = sum(self.kv.missing_blocks(probe, r.prompt_tokens + r.output_tokens) for r in here)
+        if not self.takes_offers:
+            self._sure_blocks = FOREVER  # not before those who were preempted run again
         self._recount_in = len(here)  # a constant cost per request, however many there are
 
     def give_back(self, left: Request, now_ns: int) -> bool:

@@ -16,7 +16,7 @@ from kvsim.core.request import DECODING, Request
 from kvsim.core.seats import CachingPool
 from kvsim.core.shape import BatchShape
 from kvsim.engine.clock import FOREVER
-from kvsim.engine.pace import LARGEST_BATCH, DecodePace
+from kvsim.engine.pace import LARGEST_BATCH, DecodePace, PaceTable
 from kvsim.engine.plan import Plan
 from kvsim.engine.recorder import Recorder, TimelineSamples
 
@@ -69,7 +69,7 @@ class ReplicaState:
     """What one engine holds and does; also the view that policies read.
 
     Time: ``boundary_ns`` is where the last applied step ended (or the replica woke up). A stretch of one or more
-    steps with the same batch may be in flight: ``stretch_steps`` > 0, ending at ``ends_ns``. ``due_ns`` is the
+    steps with the same batch may be in flight: ``stretch_steps`` > 0, ending at ``stretch_end_ns``. ``due_ns`` is the
     first moment at which ``settle`` has something to do.
 
     Decodes are totals: ``decoding_count``, ``_context`` and ``_squares`` (sums over them before the next step) and
@@ -101,6 +101,8 @@ class ReplicaState:
         "_every_step",
         "_finish_column",
         "_finishing",
+        "_flight",
+        "_flight_place",
         "_gap_sizes",
         "_gap_starts",
         "_gaps",
@@ -128,7 +130,6 @@ class ReplicaState:
         "_squares",
         "_step_s",
         "_steps_s",
-        "_steps_seen",
         "_sure_blocks",
         "_to_copy",
         "_tools",
@@ -256,10 +257,11 @@ class ReplicaState:
         self.stretch_steps = 0
         self.stretch_start_ns = 0
         self.stretch_end_ns = 0
+        self._flight: PaceTable | None = None  # has the pace of the stretch in flight, from this place on
+        self._flight_place = 0
         self._ends: Sequence[int] | None = None
-        self._steps_seen = 0
         self._look_tokens = self._look_until_ns = 0
-        self._durations: list[int] | NDArray[np.int64] = []
+        self._durations: list[int] | NDArray[np.int64] | None = []  # None: not asked for yet, see ``_flight``
         self._duration = 0  # of a recent decode step, to guess by
         self._decodes = 0
         self._chunks: Sequence[tuple[Request, int, int]] = ()
@@ -339,10 +341,10 @@ class ReplicaState:
             return self._look_tokens  # no step has ended since the last look
         context = self._context + self.other_context
         if self.stretch_steps > 1:
-            done = self.steps_done
+            done = self.ended_before(now_ns + 1)
             context += self._decodes * done
             if done < self.stretch_steps:
-                self._look_until_ns = self.ends_ns[done]
+                self._look_until_ns = self.end_of(done + 1)
         elif self.stretch_steps:
             self._look_until_ns = self.stretch_end_ns
         self._look_tokens = context
@@ -350,23 +352,43 @@ class ReplicaState:
 
     @property
     def steps_done(self) -> int:
-        """Steps of the stretch in flight that have ended by now; time does not go back, so it counts on."""
-        ends, now_ns, done = self._ends or self.ends_ns, self._simulation.now_ns, self._steps_seen
-        while done < self.stretch_steps and ends[done] <= now_ns:
-            done += 1
-        self._steps_seen = done
-        return done
+        """Steps of the stretch in flight that have ended by now."""
+        return self.ended_before(self._simulation.now_ns + 1)
+
+    def ended_before(self, time_ns: int) -> int:
+        """Steps of the stretch in flight that end before that time."""
+        if self._flight:
+            before, first = self._flight.before, self._flight_place + 1
+            time_ns += before[first - 1] - self.stretch_start_ns
+            return bisect_left(before, time_ns, first, first + self.stretch_steps) - first
+        return bisect_left(self.ends_ns, time_ns, 0, self.stretch_steps)
+
+    def end_of(self, step: int) -> int:
+        """When that step of the stretch in flight ends; the first is 1."""
+        if self._flight:
+            before, place = self._flight.before, self._flight_place
+            return self.stretch_start_ns + before[place + step] - before[place]
+        return self.ends_ns[step - 1]
 
     @property
     def ends_ns(self) -> Sequence[int]:
         """When each step of the stretch in flight ends; worked out when somebody asks."""
         ends = self._ends
         if ends is None:
-            durations = self._durations
+            durations = self.durations_ns
             many = durations if isinstance(durations, list) else durations.tolist()
             self._ends = ends = list(accumulate(many, initial=self.stretch_start_ns))[1:]
-            self._steps_seen = 0
         return ends
+
+    @property
+    def durations_ns(self) -> list[int] | NDArray[np.int64]:
+        """How long each step of the stretch in flight takes; worked out when somebody asks."""
+        durations = self._durations
+        if durations is None:
+            assert self._flight
+            place = self._flight_place
+            self._durations = durations = self._flight.duration[place : place + self.stretch_steps].tolist()
+        return durations
 
     def scheduled_tokens(self) -> Iterator[tuple[Request, int]]:
         """Everybody who runs, and the tokens whose blocks can have a name by now."""

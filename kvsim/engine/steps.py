@@ -63,7 +63,7 @@ class Steps(Books):
         if steps == 1:
             duration = copy_ns + round(self._step_s(shape) * 1e9)
             self._durations = [duration]
-            self._ends = None
+            self._ends = self._flight = None
             self.due_ns = self.stretch_end_ns = start + duration
         else:
             self._launch_leap(shape, steps)
@@ -207,7 +207,7 @@ class Steps(Books):
     def _launch_leap(self, shape: BatchShape, steps: int) -> None:
         seconds = self._steps_s(shape, steps)
         start = self.stretch_start_ns
-        self._ends = None
+        self._ends = self._flight = None
         if type(seconds) is list:
             self._durations = durations = [round(s * 1e9) for s in seconds]
             end = start + sum(durations)
@@ -252,7 +252,7 @@ class Steps(Books):
             self.decode_step = step = self.decode_step + steps
             # Gaps: the step's duration for all, unless a pause lies behind some of them.
             start = self.stretch_start_ns
-            durations = self._durations
+            durations = self.durations_ns
             if len(durations) != steps:
                 durations = durations[:steps]
             if self._behind or self._cohort_ns != start:
@@ -394,10 +394,10 @@ class Steps(Books):
 
     def _cut(self, now_ns: int) -> None:
         """Of a stretch of many steps only those follow that are launched before now."""
-        steps = bisect_left(self.ends_ns, now_ns, 0, self.stretch_steps) + 1
+        steps = self.ended_before(now_ns) + 1
         if steps < self.stretch_steps:
             self.stretch_steps = steps
-            self.stretch_end_ns = self.due_ns = int(self.ends_ns[steps - 1])
+            self.stretch_end_ns = self.due_ns = self.end_of(steps)
             if self._leap > SHORTEST_LEAP:
                 self._leap >>= 1
 

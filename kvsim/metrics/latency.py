@@ -17,7 +17,9 @@ def _between(
     exists = (earlier_ns != NEVER) & (later_ns != NEVER)
     if valid is not None:
         exists &= valid
-    return np.where(exists, later_ns - earlier_ns, np.nan) / 1e9
+    between: Seconds = (later_ns - earlier_ns) / 1e9
+    between[~exists] = np.nan
+    return between
 
 
 def finished(log: RunLog) -> NDArray[np.bool_]:

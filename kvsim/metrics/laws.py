@@ -5,19 +5,34 @@ from numpy.typing import NDArray
 
 from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, REJECTED, STATUS_NAMES, UNFINISHED, RunLog
 
+_AT_ONCE = 65_536
+"""Instants that are looked at together: as many as there are requests would take several columns of the log."""
+
 
 def in_system(log: RunLog, time_ns: NDArray[np.int64]) -> NDArray[np.int64]:
     """Requests that have arrived and not ended, at each time (m,): half-open [arrival, finish)."""
-    sent = log.arrival_ns != NEVER
-    ended = log.finish_ns[sent & (log.status != UNFINISHED)]
-    arrived = np.searchsorted(np.sort(log.arrival_ns[sent]), time_ns, side="right")
-    return arrived - np.searchsorted(np.sort(ended), time_ns, side="right")
+    arrivals, ends = _arrivals_and_ends(log)
+    return np.searchsorted(arrivals, time_ns, side="right") - np.searchsorted(ends, time_ns, side="right")
 
 
 def peak_in_system(log: RunLog, from_ns: int = 0) -> int:
     """Largest number of requests in the system at or after ``from_ns``; 0 if none arrived then."""
-    arrivals = log.arrival_ns[log.arrival_ns >= max(from_ns, 0)]  # the count only rises at an arrival
-    return int(in_system(log, arrivals).max()) if len(arrivals) else 0
+    arrivals, ends = _arrivals_and_ends(log)
+    peak = 0
+    for start in range(int(np.searchsorted(arrivals, from_ns)), len(arrivals), _AT_ONCE):
+        instants = arrivals[start : start + _AT_ONCE]  # the number only rises at an arrival
+        arrived = np.searchsorted(arrivals, instants, side="right")
+        peak = max(peak, int((arrived - np.searchsorted(ends, instants, side="right")).max()))
+    return peak
+
+
+def _arrivals_and_ends(log: RunLog) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """When requests were sent, and when those of them that ended did; each in order of time."""
+    sent = log.arrival_ns != NEVER
+    arrivals, ends = log.arrival_ns[sent], log.finish_ns[sent & (log.status != UNFINISHED)]
+    arrivals.sort()
+    ends.sort()
+    return arrivals, ends
 
 
 def littles_law(log: RunLog) -> tuple[float, float]:
@@ -81,7 +96,7 @@ def broken_laws(log: RunLog) -> list[str]:
     gaps, after_first = int(log.gaps.count.sum()), int(np.maximum(log.generated_tokens - 1, 0).sum())
     if gaps != after_first:
         broken.append(f"gaps pooled = tokens after the first: {gaps} != {after_first}")
-    made, delivered = int(log.generated_tokens.sum()), sum(log.tokens_by_second.values())
+    made, delivered = int(log.generated_tokens.sum()), int(log.tokens_by_second.tokens.sum())
     if made != delivered:
         broken.append(f"tokens made = tokens delivered by second: {made} != {delivered}")
 

@@ -43,7 +43,9 @@ def stability(log: RunLog, window: Window, max_concurrency: int | None = None) -
     last_ns = int(log.arrival_ns[offered].max())
     period_s = (last_ns - int(log.arrival_ns[offered].min())) / 1e9
     remaining = arrivals - int((served & (log.finish_ns <= last_ns)).sum())
-    in_service_s = (inference_s(log) - np.nan_to_num(max_itl_s(log)))[served]
+    in_service_s = inference_s(log)
+    in_service_s -= np.nan_to_num(max_itl_s(log), copy=False)
+    in_service_s = in_service_s[served]
     service_s = float(in_service_s.mean()) if len(in_service_s) else np.inf
     allowed = max(NOISE * arrivals**0.5, MARGIN * arrivals, max_concurrency or 0)
     if period_s < 2 * service_s:

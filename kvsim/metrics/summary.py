@@ -95,10 +95,10 @@ def summarise(
         "max_output_tokens_per_s": _busiest_second(log, cut),
         "max_concurrent_requests": None if cut.from_ns is None else peak_in_system(log, cut.from_ns),
     }
-    end_to_end_s = e2el_s(log)[done]
     summary |= _statistics("ttft", ttft_s(log)[done])
     summary |= _statistics("tpot", tpot_s(log)[done])
     summary |= _pooled_itl(log)
+    end_to_end_s = e2el_s(log)[done]
     summary |= _statistics("e2el", end_to_end_s)
     keeps = met(log, slo)
     summary |= {
@@ -170,8 +170,9 @@ def _statistics(name: str, values_s: NDArray[np.float64]) -> dict[str, float | N
     values_s = values_s[~np.isnan(values_s)]
     if not len(values_s):
         return _named(name, None, None, [None] * len(LEVELS))
-    levels = np.percentile(values_s, LEVELS, method="linear").tolist()
-    return _named(name, float(values_s.mean()), float(values_s.std()), levels)
+    mean_s, std_s = float(values_s.mean()), float(values_s.std())
+    levels = np.percentile(values_s, LEVELS, method="linear", overwrite_input=True).tolist()
+    return _named(name, mean_s, std_s, levels)
 
 
 def _pooled_itl(log: RunLog) -> dict[str, float | None]:
@@ -203,8 +204,8 @@ def _busiest_second(log: RunLog, cut: Window) -> float | None:
     if cut.from_ns is None:
         return None
     first = cut.from_ns // 10**9
-    tokens = [count for second, count in log.tokens_by_second.items() if second >= first]
-    return float(max(tokens)) if tokens else None
+    tokens = log.tokens_by_second.tokens[log.tokens_by_second.second >= first]
+    return float(tokens.max()) if len(tokens) else None
 
 
 def _hit_frac(log: RunLog, arrived: NDArray[np.bool_]) -> float | None:

@@ -57,8 +57,8 @@ class _Run:
 def compare_runs(
     run_dirs: Sequence[str | os.PathLike[str]], margin_frac: float = 0.03, confidence: float = 0.95
 ) -> list[Comparison]:
-    """Every run against the first: mean and percentiles of latencies over the requests that both finished, and SLO
-    attainment.
+    """Every run against the first: the share of requests that finished, mean and percentiles of latencies over those
+    that both finished, and SLO attainment.
 
     Intervals come from a paired block bootstrap: the same blocks of consecutive requests are drawn from both runs
     (Künsch 1989, doi 10.1214/aos/1176347265). ``same``: the interval lies within the margin. ``worse``, ``better``: it
@@ -123,14 +123,15 @@ def _compared(first: _Run, other: _Run, margin_frac: float, confidence: float) -
             found.append(
                 _judged(other.name, f"{statistic} {label} (ms)", pair, block, value_of, draws, margin_frac, confidence)
             )
+    shares = {"Finished": (first.finished.astype(np.float64), other.finished.astype(np.float64))}
     if first.good is not None and other.good is not None:
-        rows = first.measured & other.measured
-        pair = (first.good[rows], other.good[rows])
-        block = _blocks(int(rows.sum()))
+        shares["SLO attainment"] = (first.good, other.good)
+    rows = first.measured & other.measured
+    block = _blocks(int(rows.sum()))
+    for figure, (mine, theirs) in shares.items():
+        pair = (mine[rows], theirs[rows])
         found.append(
-            _judged(
-                other.name, "SLO attainment", pair, block, _weighted_mean, draws, margin_frac, confidence, more=True
-            )
+            _judged(other.name, figure, pair, block, _weighted_mean, draws, margin_frac, confidence, more=True)
         )
     return found
 
@@ -182,6 +183,9 @@ def _judged(
     if not base:
         verdict: Verdict = "same" if value == base else "better" if (value > base) == more else "worse"
         return Comparison(run, figure, base, value, None, None, None, verdict)
+    if len(block) == 1:  # one request says nothing about others
+        verdict = "same" if value == base else "unclear"
+        return Comparison(run, figure, base, value, value / base - 1, None, None, verdict)
     changes = []
     for counts in draws:
         weights = counts[block]

@@ -173,7 +173,7 @@ def _floats(values: NDArray[np.float64]) -> Any:
     return pa.Array.from_buffers(_FLOAT, len(values), [_validity(~np.isnan(values)), pa.py_buffer(values)])
 
 
-def _ints(values: NDArray[np.int64], valid: NDArray[np.bool_] | None = None) -> Any:
+def _ints(values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> Any:
     values = np.ascontiguousarray(values, dtype=np.int64)
     return pa.Array.from_buffers(_INT, len(values), [_validity(valid), pa.py_buffer(values)])
 
@@ -194,7 +194,7 @@ class _Names:
         ends = np.cumsum([0, *(len(name) for name in encoded)], dtype=np.int32)
         self._strings = pa.StringArray.from_buffers(len(names), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
 
-    def column(self, index: NDArray[np.int64]) -> Any:
+    def column(self, index: NDArray[Any]) -> Any:
         """The strings at these positions; a negative position is null."""
         valid = index >= 0
         positions = pa.Array.from_buffers(

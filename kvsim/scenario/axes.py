@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -72,7 +73,7 @@ class Question:
     @classmethod
     def load(
         cls,
-        scenario: str | Path | Scenario,
+        scenario: str | os.PathLike[str] | Scenario,
         axes: Mapping[str, Any] | None = None,
         overrides: Mapping[str, Any] | Sequence[Override] = (),
     ) -> Question:

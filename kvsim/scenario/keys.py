@@ -218,6 +218,12 @@ class EngineKeys(Section):
     mode: Literal["leap", "step"] = Field(
         default="leap", description="leap skips steps in which nothing changes; same results."
     )
+    frontend_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Time between client and scheduler, both ways together: HTTP, tokenising, streaming. It is part of "
+        "TTFT and end-to-end latency; vLLM's own metrics leave it out.",
+    )
 
 
 class SLOKeys(Section):

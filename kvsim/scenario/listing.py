@@ -12,8 +12,8 @@ SEAT_OF = {"schedulers": "scheduler", "routers": "router", "kv": "kv", "costs": 
 
 
 def entries(kind: str) -> Iterator[tuple[str, str]]:
-    """(name, description) of everything of a kind: models, gpus, readers, generators (their parts, and
-    transforms), or the policies of a seat."""
+    """(name, description) of everything of a kind: models, gpus, readers, generators (and their parts), transforms, or
+    the policies of a seat."""
     if kind == "models":
         from kvsim.models import MODELS, load_model
 
@@ -40,8 +40,9 @@ def entries(kind: str) -> Iterator[tuple[str, str]]:
         for kind_of_part, table in seats.parts().values():
             for name in sorted(table):
                 yield f"{kind_of_part}: {name}", first_line(plugins.load(kind_of_part, name, table))
+    elif kind == "transforms":
         for name, transform in sorted(seats.transforms().items()):
-            yield f"transform: {name}", first_line(transform)
+            yield name, first_line(transform)
     elif kind == "readers":
         from kvsim.workload.readers import READERS
 

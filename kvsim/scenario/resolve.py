@@ -608,6 +608,9 @@ def _trace_notes(scenario: Scenario, trace: Trace) -> Iterator[str]:
             "wait_for is not played yet: the requests of a session are sent one after the other, also those of "
             f"parallel sub-agents ({others} requests wait for several)"
         )
+    if scenario.engine.frontend_s and scenario.workload.max_concurrency is not None:
+        early = f"{scenario.engine.frontend_s * 1e3:g} ms before"
+        yield f"frontend_s: with max_concurrency a request is sent {early} the one whose place it takes has ended"
     if trace.images is not None and trace.images.any():
         yield f"{int((trace.images > 0).sum())} requests have images: encoding them is not modelled"
     if trace.deadline_ns is not None and (trace.deadline_ns >= 0).any():

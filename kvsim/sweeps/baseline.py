@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, Final
 
 from kvsim import __version__
 from kvsim.core.errors import InputError
+from kvsim.core.files import write_whole
 from kvsim.scenario import Scenario
 from kvsim.scenario.lock import scenario_hash
 from kvsim.scenario.resolve import Resolved
@@ -76,14 +75,10 @@ class Baseline:
             "seeds": list(self.seeds),
         }
         text = json.dumps(head, indent=1).removesuffix("\n}") + f',\n "figures": {{\n{lines}\n }}\n}}\n'
-        temporary = path.with_name(f"{path.name}.kvsim-tmp-{secrets.token_hex(4)}")
         try:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(temporary, path)
+            write_whole(path, text.encode())
         except OSError as error:
             raise InputError(f"cannot be written: {error.strerror}", file=path) from error
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
     @classmethod

@@ -20,10 +20,10 @@ from kvsim.scenario.axes import Question
 from kvsim.scenario.resolve import resolve
 from kvsim.scenario.source import dotted
 from kvsim.sweeps.design import METHODS, MOST_RUNS, Method, Point, Shard, points
-from kvsim.sweeps.executors import find_executor, outcomes
+from kvsim.sweeps.executors import Crew
 from kvsim.sweeps.store import Store, results_rows, results_table
 from kvsim.sweeps.traces import CannotShare, SharedTraces
-from kvsim.sweeps.work import Outcome, Task, address_of
+from kvsim.sweeps.work import Outcome, Task, address_of, own_code
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,7 @@ def sweep(
     ``concurrent.futures.Executor``, or the name of one. Raises InputError for a mistake in the scenario or an axis.
     """
     found = run_sweep(
-        Question.load(scenario if isinstance(scenario, Scenario) else Path(scenario), axes, keys),
+        Question.load(scenario, axes, keys),
         method=method,
         samples=samples,
         repetitions=repetitions,
@@ -122,10 +122,11 @@ def run_sweep(
         raise InputError(f"{workers} workers cannot work", key="workers", hint="a whole number from 1")
     if repetitions < 1:
         raise InputError(f"{repetitions} is not allowed", key="repetitions", hint="a whole number from 1")
-    pool = find_executor(executor)
+    crew = Crew(executor, workers or os.cpu_count() or 1)
     planned = list(_runs(question, points(question.axes, method, samples), repetitions))
     about = {
         "kvsim": __version__,
+        "code": own_code(),
         "question": _hash_of(question, [run.values for run in planned]),
         "method": method,
         "samples": samples,
@@ -137,9 +138,9 @@ def run_sweep(
     mine = [run for idx, run in enumerate(planned) if shard is None or shard.takes(idx)]
     folder = None if out is None else Path(out).expanduser().resolve()
     scratch = tempfile.TemporaryDirectory(prefix="kvsim-sweep-") if folder is None else nullcontext(str(folder))
-    with closing(Store(folder)) as store, scratch as place:
+    with closing(Store(folder)) as store, scratch as place, closing(crew):
         traces = SharedTraces(Path(place))
-        rows = _compute(mine, store, traces, pool, workers or os.cpu_count() or 1, allow_plugins, progress)
+        rows = _compute(mine, store, traces, crew, allow_plugins, progress)
         manifest = about | {"runs": rows}
         known = {run["address"]: store.get(run["address"]) for run in rows if run["address"] and not run["error"]}
         found = Sweep(manifest, results_rows(manifest, {a: outcome for a, outcome in known.items() if outcome}))
@@ -172,8 +173,7 @@ def _compute(
     runs: Sequence[_Run],
     store: Store,
     traces: SharedTraces,
-    pool: Any,
-    workers: int,
+    crew: Crew,
     allow_plugins: bool,
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
@@ -218,7 +218,7 @@ def _compute(
             asked.add(address)
             yield Task(address, run.scenario, folder, dict(traces.files), allow_plugins)
 
-    for task, outcome in outcomes(tasks(), pool, workers):
+    for task, outcome in crew.outcomes(tasks()):
         _keep(task, outcome, store, failed)
         report(failures="error" in outcome)
     for row in rows:

@@ -22,7 +22,7 @@ from kvsim.sweeps.work import Outcome, Task, evaluate
 DEATHS: Final = 3
 """A run whose worker dies so many times, alone in its pool, is a failure: it needs more memory than there is."""
 
-Pool = Callable[[int], Executor]
+Maker = Callable[[int], Executor]
 """Makes an executor for so many workers."""
 
 
@@ -93,10 +93,15 @@ class Here(Executor):
         return future
 
 
-EXECUTORS: Final[dict[str, Pool]] = {"processes": Processes, "here": Here, "ray": ray_executor}
+EXECUTORS: Final[dict[str, Maker]] = {"processes": Processes, "here": Here, "ray": ray_executor}
 
 
-def find_executor(name: str | Executor | None) -> Pool:
+def for_few(executor: str | Executor | None, workers: int) -> str | Executor:
+    """The executor for a handful of runs: where one worker is enough, starting it takes longer than it saves."""
+    return executor or ("here" if workers == 1 else "processes")
+
+
+def find_executor(name: str | Executor | None) -> Maker:
     """What makes the executor that is meant: a built-in name, ``package.module:factory`` (called without arguments),
     or an Executor itself, which is used and left open. Raises InputError for an unknown one."""
     if isinstance(name, Executor):
@@ -135,67 +140,89 @@ class _Borrowed(Executor):
         return self._owner.submit(fn, *args, **kwargs)
 
 
-def outcomes(tasks: Iterable[Task], pool: Pool, workers: int) -> Iterator[tuple[Task, Outcome]]:
-    """Each task with its outcome, in the order in which they end; a few are under way at a time.
+class Crew:
+    """The executor of one question: made when first needed, made anew after a worker has died, ended by ``close``.
 
-    A worker that dies (killed, out of memory) takes the pool with it: what was under way is then done again, one at
-    a time, so that the run whose worker dies again is known. It becomes an outcome, and the others go on.
+    Raises InputError for an unknown executor.
     """
-    queue = iter(tasks)
-    while True:
-        lost = yield from _until_broken(queue, pool, workers)
-        if not lost:
-            return
-        for task in lost:
-            yield task, _alone(task, pool)
 
+    def __init__(self, executor: str | Executor | None, workers: int) -> None:
+        self._make, self._workers = find_executor(executor), workers
+        self._executor: Executor | None = None
 
-def _until_broken(queue: Iterator[Task], pool: Pool, workers: int) -> Generator[tuple[Task, Outcome], None, list[Task]]:
-    """Yields outcomes; returns what was under way when the pool broke, nothing if it never did."""
-    executor = pool(workers)
-    running: dict[Future[Outcome], Task] = {}
-    try:
+    def outcomes(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Outcome]]:
+        """Each task with its outcome, in the order in which they end; a few are under way at a time.
+
+        A worker that dies (killed, out of memory) takes the pool with it: what was under way is then done again, one
+        at a time, so that the run whose worker dies again is known. It becomes an outcome, and the others go on.
+        """
+        queue = iter(tasks)
         while True:
-            for task in islice(queue, 2 * workers - len(running)):
-                try:
-                    running[executor.submit(evaluate, task)] = task
-                except BrokenExecutor:
-                    return [*running.values(), task]
-            if not running:
-                executor.shutdown()
-                return []
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                try:
-                    outcome = future.result()
-                except BrokenExecutor:
-                    continue  # stays in running: it was under way
-                except Exception as error:  # of the executor itself: evaluate raises nothing
-                    outcome = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
-                yield running.pop(future), outcome
-            if any(future in running for future in ended):
-                done = [f for f in running if f.done() and not f.cancelled() and f.exception() is None]
-                for future in done:
-                    yield running.pop(future), future.result()
-                return list(running.values())
-    finally:
-        if isinstance(executor, Processes):
-            executor.stop()
-        else:
-            executor.shutdown(wait=False, cancel_futures=True)
+            lost = yield from self._until_broken(queue)
+            if not lost:
+                return
+            for task in lost:
+                yield task, self._alone(task)
 
+    def close(self) -> None:
+        """End the executor, if there is one."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
 
-def _alone(task: Task, pool: Pool) -> Outcome:
-    for _ in range(DEATHS):
-        executor = pool(1)
+    def _until_broken(self, queue: Iterator[Task]) -> Generator[tuple[Task, Outcome], None, list[Task]]:
+        """Yields outcomes; returns what was under way when the pool broke, nothing if it never did."""
+        if self._executor is None:
+            self._executor = self._make(self._workers)
+        running: dict[Future[Outcome], Task] = {}
+        usable = False
         try:
-            outcome: Outcome = executor.submit(evaluate, task).result()
-            return outcome
-        except BrokenExecutor:
-            continue
+            while True:
+                for task in islice(queue, 2 * self._workers - len(running)):
+                    try:
+                        running[self._executor.submit(evaluate, task)] = task
+                    except BrokenExecutor:
+                        return [*running.values(), task]
+                if not running:
+                    usable = True
+                    return []
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    try:
+                        outcome = future.result()
+                    except BrokenExecutor:
+                        continue  # stays in running: it was under way
+                    except Exception as error:  # of the executor itself: evaluate raises nothing
+                        outcome = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+                    yield running.pop(future), outcome
+                if any(future in running for future in ended):
+                    done = [f for f in running if f.done() and not f.cancelled() and f.exception() is None]
+                    for future in done:
+                        yield running.pop(future), future.result()
+                    return list(running.values())
         finally:
-            if isinstance(executor, Processes):
-                executor.stop()
-            else:
-                executor.shutdown(wait=False)
-    return {"error": f"the worker process died {DEATHS} times in this run (killed, or out of memory)"}
+            if not usable:
+                _stop(self._executor, running)
+                self._executor = None
+
+    def _alone(self, task: Task) -> Outcome:
+        for _ in range(DEATHS):
+            executor = self._make(1)
+            try:
+                outcome: Outcome = executor.submit(evaluate, task).result()
+                return outcome
+            except BrokenExecutor:
+                continue
+            finally:
+                _stop(executor)
+        return {"error": f"the worker process died {DEATHS} times in this run (killed, or out of memory)"}
+
+
+def _stop(executor: Executor, running: Iterable[Future[Outcome]] = ()) -> None:
+    """End an executor without waiting for what is under way."""
+    for future in running:
+        future.cancel()
+    if isinstance(executor, Processes):
+        executor.stop()
+    else:
+        executor.shutdown(wait=False)  # not all executors know cancel_futures

@@ -21,8 +21,9 @@ from kvsim.scenario.axes import Question
 from kvsim.scenario.messages import nearest
 from kvsim.scenario.resolve import Resolved, resolve
 from kvsim.scenario.source import Override, shown
-from kvsim.sweeps.baseline import Baseline, baseline_path, question_hash
+from kvsim.sweeps.baseline import RENEW, Baseline, baseline_path, question_hash
 from kvsim.sweeps.driver import run_sweep
+from kvsim.sweeps.executors import for_few
 from kvsim.workload import limit
 
 Verdict = Literal["pass", "fail", "no verdict", "error"]
@@ -36,7 +37,9 @@ COMPARISONS: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "<": lambda value, limit: value < limit,
     ">": lambda value, limit: value > limit,
 }
+EQUALITIES: Final = ("==", "!=")
 NUMBER: Final = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+TEXT: Final = r"(?!nan$|inf$)[A-Za-z][\w.:/@-]*"
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,16 @@ class Expectation:
         """From a scenario: ``"< 800"``, or a number or text that must be equalled. Raises ValueError."""
         if isinstance(written, bool) or not isinstance(written, int | float | str):
             raise ValueError(f"expected a comparison, found {shown(written)}")
-        if not isinstance(written, str):
-            return cls(name, "==", written)
-        found = re.fullmatch(rf"\s*({'|'.join(COMPARISONS)})\s*({NUMBER})\s*", written)
-        if found:
-            return cls(name, found[1], float(found[2]))
-        if re.fullmatch(r"\w+", written):
-            return cls(name, "==", written)
-        raise ValueError(f'{written!r} is no comparison; for example "< 800", ">= 0.95" or 0')
+        found = re.fullmatch(rf"\s*({'|'.join(COMPARISONS)})?\s*(?:({NUMBER})|({TEXT}))\s*", str(written))
+        if found is None or (found[3] and (found[1] or "==") not in EQUALITIES):
+            raise ValueError(f'{written!r} is no comparison; for example "< 800", ">= 0.95" or 0')
+        return cls(name, found[1] or "==", found[3] or float(found[2]))
+
+    def fits(self, value: Any) -> str | None:
+        """What is wrong with comparing this figure, which has such a value; None: nothing."""
+        if value is None or (isinstance(value, str) == isinstance(self.limit, str) and not isinstance(value, list)):
+            return None
+        return f"cannot be compared with {self.limit!r}: it is {shown(value)}"
 
     def __str__(self) -> str:
         limit = f"{self.limit:g}" if isinstance(self.limit, int | float) else self.limit
@@ -70,8 +75,11 @@ class Expectation:
         for the mean over seeds, by more than noise explains."""
         if any(value is None for value in values):
             return Finding(str(self), "fail", "it has no value (nothing finished, or nothing bounds it)")
+        wrong_kind = next((problem for value in values if (problem := self.fits(value))), None)
+        if wrong_kind is not None:
+            return Finding(str(self), "fail", wrong_kind)
         holds = COMPARISONS[self.comparison]
-        if self.comparison in ("==", "!="):
+        if self.comparison in EQUALITIES:
             wrong = [value for value in values if not holds(value, self.limit)]
             found = ", ".join(sorted({_number(value) for value in wrong or values}))
             which = f" with {len(wrong)} of {len(values)} seeds" if wrong and len(values) > 1 else ""
@@ -101,6 +109,10 @@ class Change:
         if not found:
             raise ValueError(f'{shown(written)} is no change; for example "+3%" (at most 3 % above), "-3%", "3%"')
         return cls(name, found[1].replace("±", ""), float(found[2]) / 100)
+
+    def fits(self, value: Any) -> str | None:
+        """What is wrong with a change of this figure, which has such a value; None: nothing."""
+        return None if value is None or isinstance(value, int | float) else f"is no number: it is {shown(value)}"
 
     def __str__(self) -> str:
         return f"{self.name} {self.direction or '±'}{self.allowed_frac * 100:g}% of baseline"
@@ -137,7 +149,7 @@ def _percent(part: float, whole: float) -> str:
 def _give_or_take(half: float, seeds: int) -> str:
     if half == float("inf"):
         return " (one seed: its noise is unknown)"
-    return f" ± {half:.2g} ({seeds} seeds)" if half else ""
+    return f" ± {_number(half)} ({seeds} seeds)" if half else ""
 
 
 @dataclass(frozen=True)
@@ -205,9 +217,13 @@ class Expectations:
                         f"{hint}those of summary.json, such as p99_ttft_ms, slo_attainment",
                     )
                 try:
-                    yield kind.parse(figure, written)
+                    asked = kind.parse(figure, written)
                 except ValueError as error:
                     raise source.error(str(error), (*at, name)) from None
+                problem = asked.fits(known.get(figure))
+                if problem is not None:
+                    raise source.error(problem, (*at, name))
+                yield asked
 
         return cls(
             scenario,
@@ -216,15 +232,15 @@ class Expectations:
         )
 
 
-def _known_figures(resolved: Resolved) -> tuple[str, ...]:
-    """Names of the figures that a run of this scenario has: those of a run of its first request.
+def _known_figures(resolved: Resolved) -> dict[str, Any]:
+    """The figures that a run of this scenario has: those of a run of its first request.
 
-    None if that fails: then the run fails, too, and says why.
+    Empty if that fails: then the run fails, too, and says why.
     """
     try:
-        return tuple(figures(execute(replace(resolved, trace=limit(resolved.trace, 1))).result.summary))
+        return figures(execute(replace(resolved, trace=limit(resolved.trace, 1))).result.summary)
     except Exception:
-        return ()
+        return {}
 
 
 @dataclass
@@ -241,7 +257,7 @@ class Runs:
         """Rows of figures for so many seeds, from the scenario's own on; an error is a row with ``error``."""
         wanted = [self.scenario.seed + k for k in range(len(self.rows), seeds)]
         if wanted:
-            executor = self.executor or ("processes" if self.workers > 1 else "here")
+            executor = for_few(self.executor, self.workers)
             question = Question.load(self.scenario, {"seed": wanted})
             found = run_sweep(question, workers=self.workers, executor=executor, allow_plugins=self.allow_plugins)
             self.rows += found.rows
@@ -295,7 +311,8 @@ def check(
         baseline.must_fit(question_hash(resolved), loaded, [change.name for change in asked.changes])
         if baseline.version != __version__:
             notes = (f"{baseline.path} was recorded by kvsim {baseline.version}, this is {__version__}",)
-    looks = [2] if runs.exact else list(_looks(keys.seeds, keys.max_seeds))
+    exact = runs.exact and (baseline is None or len(baseline.seeds) <= 2)
+    looks = [2] if exact else list(_looks(keys.seeds, keys.max_seeds))
     confidence = 1 - (1 - keys.confidence) / len(looks)
     findings: tuple[Finding, ...] = ()
     for seeds in looks:
@@ -334,11 +351,8 @@ def _judged(
         for change in asked.changes:
             before = dict(zip(baseline.seeds, baseline.figures[change.name], strict=True))
             pairs = [(row.get(change.name), before[row["seed"]]) for row in rows if row["seed"] in before]
-            if not pairs:
-                raise InputError(
-                    f"has none of the seeds {[row['seed'] for row in rows]}",
-                    file=baseline.path,
-                    hint="--update-baseline",
-                )
+            if len(pairs) < 2:
+                seeds = f"{rows[0]['seed']} to {rows[-1]['seed']}"
+                raise InputError(f"is stale: it has {len(pairs)} of the seeds {seeds}", file=baseline.path, hint=RENEW)
             values, old = zip(*pairs, strict=True)
             yield change.judge(values, old, confidence, baseline.path.name)

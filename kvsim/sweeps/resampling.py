@@ -31,11 +31,12 @@ def resample(trace: Trace, rng: np.random.Generator, blocks: int = BLOCKS) -> Tr
         return trace
     width_ns = int(trace.arrival_ns[-1]) // blocks + 1
     starts = np.searchsorted(trace.arrival_ns, np.arange(blocks + 1) * width_ns)
+    sizes = np.diff(starts)
     drawn = rng.integers(blocks, size=blocks)
+    while not sizes[drawn].any():  # only empty windows of a bursty trace: that says nothing
+        drawn = rng.integers(blocks, size=blocks)
     rows = np.concatenate([np.arange(starts[k], starts[k + 1]) for k in drawn])
-    copies = np.repeat(np.arange(blocks), [starts[k + 1] - starts[k] for k in drawn])
-    if not len(rows):
-        return trace.select(slice(0))
+    copies = np.repeat(np.arange(blocks), sizes[drawn])
     shift_ns = (np.arange(blocks) - drawn) * width_ns
     arrival_ns = trace.arrival_ns[rows] + shift_ns[copies]
     replicate = gathered([trace], rows, copies, TraceRows(read=len(rows)), arrival_ns=arrival_ns)

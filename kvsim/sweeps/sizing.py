@@ -8,21 +8,25 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from kvsim import __version__
 from kvsim.core.errors import InputError
+from kvsim.core.files import write_whole
+from kvsim.hardware import GPUS
 from kvsim.metrics.figures import figures
 from kvsim.metrics.noise import half_width, mean
-from kvsim.scenario import Override, Scenario
+from kvsim.scenario import Scenario
 from kvsim.scenario.axes import Question
+from kvsim.scenario.messages import nearest
 from kvsim.scenario.resolve import Resolved, resolve
 from kvsim.scenario.source import Key, dotted
 from kvsim.sweeps.design import points
-from kvsim.sweeps.executors import Pool, Processes, find_executor, outcomes
+from kvsim.sweeps.executors import Crew, for_few
+from kvsim.sweeps.resampling import BLOCKS
 from kvsim.sweeps.traces import SharedTraces
 from kvsim.sweeps.work import Task, address_of
 
@@ -32,6 +36,7 @@ UNSOUND: Final = ("overloaded", "burst", "stuck")
 """Verdicts on a run whose figures describe the length of the trace, not the system."""
 DOUBLINGS: Final = 16
 MOST_REPLICAS: Final = 1024
+RATE_SCALE: Final[Key] = ("workload", "trace", "rate_scale")
 
 Interval = tuple[float, float]
 
@@ -70,7 +75,7 @@ class Answer:
 
 
 def capacity(
-    scenario: str | os.PathLike[str] | Scenario,
+    scenario: str | os.PathLike[str] | Scenario | Question,
     axes: Mapping[str, Any] | None = None,
     *,
     find: Find = "replicas",
@@ -84,7 +89,7 @@ def capacity(
     executor: str | Executor | None = None,
     allow_plugins: bool = True,
     progress: Callable[[str], None] | None = None,
-    overrides: Mapping[str, Any] | Sequence[Override] = (),
+    **keys: Any,
 ) -> list[Answer]:
     """The largest ``rate`` or the fewest ``replicas`` at which a share ``attainment`` of the requests keeps the SLO.
 
@@ -93,8 +98,9 @@ def capacity(
     with each seed; a recorded trace is resampled in blocks of time. A run that is overloaded, a burst that never
     settles, or cut short by a horizon does not count as keeping anything, and nothing is extrapolated: the answer has
     been simulated. ``key`` names what is searched (default: the workload's rate, or ``cluster.replicas``).
-    ``prices``: USD per GPU and hour by GPU name; without one, that of the GPU's data file, if it has any. Raises
-    InputError for a mistake in the scenario, or one without SLO.
+    ``prices``: USD per GPU and hour by GPU name; without one, that of the GPU's data file, if it has any. ``keys``
+    replace what the scenario says, as in ``kvsim.run``. Raises InputError for a mistake in the scenario, or one
+    without SLO.
     """
     if not 0 < attainment <= 1:
         raise InputError(f"{attainment} is not a share", key="attainment", hint="above 0, at most 1")
@@ -102,26 +108,45 @@ def capacity(
         raise InputError(f"{confidence} is not a confidence", key="confidence", hint="between 0.5 and 1")
     if seeds < 2:
         raise InputError(f"{seeds} seeds show no noise", key="seeds", hint="at least 2")
-    question = Question.load(scenario if isinstance(scenario, Scenario) else Path(scenario), axes, overrides)
+    prices = prices or {}
+    question = scenario if isinstance(scenario, Question) else Question.load(scenario, axes, keys)
     chosen = points(question.axes)
     scenarios = [question.scenario(point) for point in chosen]
     answers = []
-    with _bench(workers or os.cpu_count() or 1, executor, allow_plugins) as bench:
+    workers = workers or os.cpu_count() or 1
+    crew = Crew(for_few(executor, workers), workers)
+    with tempfile.TemporaryDirectory(prefix="kvsim-capacity-") as folder, closing(crew):
+        bench = _Bench(crew, Path(folder), allow_plugins)
+        _check_prices(prices, scenarios, bench)
         for point, each in zip(chosen, scenarios, strict=True):
             if not any(bound is not None for bound in each.slo.model_dump().values()):
                 raise each.source.error(
                     "is missing: nothing is to be kept", ("slo",), "for example slo: {ttft_ms: 500}"
                 )
             named = {dotted(axis): value for axis, value in point.items()}
-            search = _Search(each, find, _key_of(each, find, key), attainment, confidence, seeds, tolerance, bench)
+            searched = _key_of(each, find, key)
+            if searched in point:
+                raise each.source.error("is searched, and has several values", searched, "give it one, to start from")
+            search = _Search(each, find, searched, attainment, confidence, seeds, tolerance, bench)
             try:
-                answer = search.answer(named, prices or {}, progress)
+                answer = search.answer(named, prices, progress)
             except InputError as error:
                 if len(chosen) == 1:
                     raise
                 answer = Answer(named, find, None, reason=str(error))
             answers.append(answer)
     return answers
+
+
+def _check_prices(prices: Mapping[str, float], scenarios: Sequence[Scenario], bench: _Bench) -> None:
+    """Raises InputError for a price of a GPU that is neither in the catalogue nor in one of the scenarios."""
+    for name in prices:
+        if name not in GPUS:
+            here = {pool.gpu.name for each in scenarios for pool in bench.resolve(each).pools}
+            if name not in here:
+                near = nearest(name, [*here, *GPUS])
+                hint = f"did you mean {near!r}?" if near else "kvsim list gpus has their names"
+                raise InputError(f"{name!r} is not a GPU", key="price", hint=hint)
 
 
 def _key_of(scenario: Scenario, find: Find, key: str | None) -> Key:
@@ -134,7 +159,7 @@ def _key_of(scenario: Scenario, find: Find, key: str | None) -> Key:
             )
         return ("cluster", "replicas")
     if scenario.workload.trace is not None:
-        return ("workload", "trace", "rate_scale")
+        return RATE_SCALE
     assert scenario.workload.generate is not None
     found = list(_named("rate_per_s", scenario.workload.generate.parameters, ("workload", "generate")))
     if len(found) != 1:
@@ -155,8 +180,8 @@ def _named(name: str, node: Any, at: Key) -> Iterator[Key]:
 class _Bench:
     """Computes runs, each once."""
 
-    def __init__(self, pool: Pool, workers: int, folder: Path, allow_plugins: bool) -> None:
-        self._pool, self._workers, self._allow_plugins = pool, workers, allow_plugins
+    def __init__(self, crew: Crew, folder: Path, allow_plugins: bool) -> None:
+        self._crew, self._allow_plugins = crew, allow_plugins
         self._traces = SharedTraces(folder)
         self._known: dict[str, dict[str, Any]] = {}
 
@@ -175,30 +200,11 @@ class _Bench:
             if address not in self._known:
                 files = dict(self._traces.files)
                 tasks[address] = Task(address, scenario, os.getcwd(), files, self._allow_plugins, replicate)
-        for task, outcome in outcomes(tasks.values(), self._pool, self._workers):
+        for task, outcome in self._crew.outcomes(tasks.values()):
             if "error" in outcome:
                 raise InputError(f"a run failed: {outcome['error']}")
             self._known[task.address] = figures(outcome["summary"])
         return [self._known[address] for address in addresses]
-
-
-@contextmanager
-def _bench(workers: int, executor: str | Executor | None, allow_plugins: bool) -> Iterator[_Bench]:
-    """A bench whose executor lives as long as the search: starting workers for each step would take longer than it."""
-    with tempfile.TemporaryDirectory(prefix="kvsim-capacity-") as folder:
-        if executor is None and workers == 1:
-            executor = "here"
-        if executor is not None and not isinstance(executor, str):
-            yield _Bench(find_executor(executor), workers, Path(folder), allow_plugins)
-            return
-        own = find_executor(executor)(workers)
-        try:
-            yield _Bench(find_executor(own), workers, Path(folder), allow_plugins)
-        finally:
-            if isinstance(own, Processes):
-                own.stop()
-            else:
-                own.shutdown()
 
 
 @dataclass(frozen=True)
@@ -218,6 +224,14 @@ class _Level:
 
 def _why(row: Mapping[str, Any]) -> str:
     return str(row["stability"]) if row["stability"] in UNSOUND else "censored: requests had not ended"
+
+
+def _requests_per_s(row: Mapping[str, Any]) -> float | None:
+    """The rate of the requests; what was served where a rate means nothing: all at once, or a closed loop."""
+    rate = row["request_rate"]
+    open_loop = isinstance(rate, float) and row["max_concurrency"] is None
+    found: float | None = rate if open_loop else row["request_throughput"]
+    return found
 
 
 def _is_sound(row: Mapping[str, Any]) -> bool:
@@ -252,19 +266,19 @@ class _Search:
             else:
                 wanted = [(scenario.replace(seed=scenario.seed + k), None) for k in range(self.seeds)]
             rows = self.bench.rows(wanted)
-            shares = [row["slo_attainment"] or 0.0 for row in rows]
             sound = [_is_sound(row) for row in rows]
-            if self.recorded:  # noise of one trace: the spread of its replicates
-                middle, half = shares[0], self._spread(shares[1:])
-                one = sound[0]
-            else:  # noise of a mean over independent runs
-                middle, half = mean(shares), half_width(shares, self.confidence)
-                one = all(sound)
-            self.levels[value] = _Level(tuple(rows), middle, half, one, all(sound))
+            middle, half = self._noise([row["slo_attainment"] or 0.0 for row in rows], self.confidence)
+            self.levels[value] = _Level(
+                tuple(rows), middle, half, sound[0] if self.recorded else all(sound), all(sound)
+            )
         return self.levels[value]
 
-    def _spread(self, values: Sequence[float]) -> float:
-        return half_width(values, self.confidence) * math.sqrt(len(values))
+    def _noise(self, values: Sequence[float], confidence: float) -> tuple[float, float]:
+        """What the runs at one value say, and how far noise may have moved it: their mean where each is independent;
+        where the others are replicates of the first, the first, and the spread of the others."""
+        if self.recorded:
+            return values[0], half_width(values[1:], confidence) * math.sqrt(len(values) - 1)
+        return mean(values), half_width(values, confidence)
 
     def keeps(self, value: float, certainty: int) -> bool:
         """The SLO is kept at this value: even with bad luck (1), as measured (0), with good luck (-1)."""
@@ -276,6 +290,10 @@ class _Search:
         self, point: Mapping[str, Any], prices: Mapping[str, float], progress: Callable[[str], None] | None
     ) -> Answer:
         base = self._start()
+        requests = len(self.bench.resolve(self.scenario).trace)
+        if self.recorded and requests < BLOCKS:
+            problem = f"has {requests} requests: too few to say how far another day would differ"
+            raise self.scenario.source.error(problem, ("workload", "trace"), f"at least {BLOCKS}")
 
         def border(certainty: int) -> Interval | None:
             if progress is not None:
@@ -289,10 +307,9 @@ class _Search:
         value = found[0]
         middle, lucky = (border(0) or found)[0], (border(-1) or found)[1]
         level = self.level(value)
-        rate = mean([row["request_rate"] for row in level.rows if isinstance(row["request_rate"], float)] or [math.nan])
-        if self.recorded:
-            rate = level.rows[0]["request_rate"]
-        scale = rate / value if self.find == "rate" and self.recorded else 1.0  # rate_scale is no rate
+        rates = [rate for row in level.rows if (rate := _requests_per_s(row)) is not None]
+        rate = self._noise(rates, self.confidence)[0] if len(rates) == len(level.rows) else None
+        scale = rate / value if self.key == RATE_SCALE and rate is not None else 1.0  # it is no rate, but scales one
         low, high = sorted((value * scale, lucky * scale))
         resolved = self.bench.resolve(self.at(value))
         answer = Answer(
@@ -314,8 +331,11 @@ class _Search:
     def _start(self) -> float:
         """Where to begin: what the scenario says."""
         node: Any = self.scenario.model_dump()
-        for part in self.key:
-            node = node[int(part)] if isinstance(node, list) else node.get(part)
+        try:
+            for part in self.key:
+                node = node[part]
+        except (LookupError, TypeError):
+            node = None
         if isinstance(node, bool) or not isinstance(node, int | float) or node <= 0:
             raise self.scenario.source.error("is no number to start from", self.key, "write one, as 1")
         return int(node) if self.find == "replicas" else float(node)
@@ -383,23 +403,20 @@ class _Search:
             if price is None:
                 return answer
             per_hour += price * pool.pool.replicas * pool.layout.gpus
-        hours = [(row["duration"] or math.nan) / 3600 for row in level.rows]
-        tokens = [row["total_input_tokens"] + row["total_output_tokens"] for row in level.rows]
-        output = [row["total_output_tokens"] for row in level.rows]
-        per_token = [per_hour * h / (n / 1e6) for h, n in zip(hours, tokens, strict=True)]
-        per_output = [per_hour * h / (n / 1e6) for h, n in zip(hours, output, strict=True)]
-        two_sided = (1 + self.confidence) / 2
-        if self.recorded:
-            middle, of_output = per_token[0], per_output[0]
-            half = half_width(per_token[1:], two_sided) * math.sqrt(len(per_token) - 1)
-        else:
-            middle, of_output, half = mean(per_token), mean(per_output), half_width(per_token, two_sided)
+        answer = replace(answer, usd_per_hour=per_hour)
+        if not all(row["duration"] and row["total_output_tokens"] for row in level.rows):
+            return answer  # a run that made nothing has no price per token
+        per_output = [row["duration"] / row["total_output_tokens"] for row in level.rows]  # s
+        per_token = [row["duration"] / (row["total_input_tokens"] + row["total_output_tokens"]) for row in level.rows]
+        usd_per_million = per_hour / 3600 * 1e6
+        middle = usd_per_million * self._noise(per_token, self.confidence)[0]
+        # of a ratio of positive numbers: symmetric in its logarithm, never below 0
+        _, half = self._noise([math.log(seconds) for seconds in per_token], (1 + self.confidence) / 2)
         return replace(
             answer,
-            usd_per_hour=per_hour,
             usd_per_million_tokens=middle,
-            usd_per_million_tokens_interval=(middle - half, middle + half),
-            usd_per_million_output_tokens=of_output,
+            usd_per_million_tokens_interval=(middle * math.exp(-half), middle * math.exp(half)),
+            usd_per_million_output_tokens=usd_per_million * self._noise(per_output, self.confidence)[0],
         )
 
 
@@ -411,12 +428,11 @@ def best(answers: Sequence[Answer]) -> Answer | None:
         return None
 
     def effort(answer: Answer) -> float:
-        assert answer.gpus is not None
-        assert answer.requests_per_s is not None
         if all(each.usd_per_million_tokens is not None for each in kept):
             assert answer.usd_per_million_tokens is not None
             return answer.usd_per_million_tokens
-        return answer.gpus / answer.requests_per_s
+        assert answer.gpus is not None
+        return answer.gpus / answer.requests_per_s if answer.requests_per_s else math.inf
 
     return min(kept, key=effort)
 
@@ -441,7 +457,7 @@ def write_answers(answers: Sequence[Answer], out: Path, asked: Mapping[str, Any]
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in documents.items():
-            (out / name).write_text(text, encoding="utf-8", newline="\n")
+            write_whole(out / name, text.encode())
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}", key="--out", hint="name another") from error
     return [out / name for name in documents]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvsim.core.errors import InputError
+from kvsim.core.files import TEMPORARY, write_whole
 from kvsim.metrics.figures import figures
 from kvsim.metrics.summary import SCHEMA_VERSION
+from kvsim.sweeps.traces import TRACE
 from kvsim.sweeps.work import Outcome
 
 MANIFEST: Final = "sweep.json"
@@ -28,7 +29,13 @@ RESULTS: Final = "results.parquet"
 POINTS: Final = "points"
 LOCK: Final = ".lock"
 
-_TEMPORARY: Final = ".kvsim-tmp-"
+MUST_AGREE: Final = {
+    "kvsim": "by kvsim",
+    "code": "by a copy of kvsim with checksum",
+    "question": "for question",
+    "of": "with a number of runs of",
+}
+"""What parts of one sweep have in common, and how a message says it."""
 
 
 class Store:
@@ -101,7 +108,7 @@ def _taken(folder: Path) -> Any:
         raise InputError(f"another sweep is at work in {folder}", key="--out", hint=hint) from None
     except OSError:  # a file system without locks
         return lock
-    for rest in (*folder.glob(f"*{_TEMPORARY}*"), *(folder / POINTS).glob(f"*{_TEMPORARY}*")):
+    for rest in (*folder.glob(f"*{TEMPORARY}*"), *(folder / POINTS).glob(f"*{TEMPORARY}*")):
         rest.unlink(missing_ok=True)  # of a sweep that was killed
     return lock
 
@@ -113,8 +120,8 @@ def _usable(folder: Path) -> None:
             not folder.is_dir()
             or any(
                 entry.name not in (MANIFEST, RESULTS, POINTS, LOCK)
-                and not entry.name.startswith(".trace-")
-                and _TEMPORARY not in entry.name
+                and not entry.name.startswith(TRACE)
+                and TEMPORARY not in entry.name
                 for entry in folder.iterdir()
             )
         )
@@ -127,17 +134,13 @@ def _usable(folder: Path) -> None:
 
 
 def _write(path: Path, content: Any, folder: Path) -> None:
-    """Write a file so that it is whole or not there."""
-    temporary = path.with_name(f"{path.name}{_TEMPORARY}{secrets.token_hex(4)}")
+    """Write a file of the sweep. Raises InputError if that is impossible."""
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_whole(path, content)
     except OSError as error:
         kept = sum(1 for _ in (folder / POINTS).glob("*.json"))
         hint = f"free some space and run it again; {kept} finished runs are kept"
         raise InputError(f"{path} cannot be written: {error.strerror}", key="--out", hint=hint) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _json(document: Mapping[str, Any]) -> bytes:
@@ -195,7 +198,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{MANIFEST} is missing", file=folder, hint="finish the sweep there first") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{MANIFEST} cannot be read: {error}", file=folder) from None
-    if not isinstance(manifest, dict) or "runs" not in manifest or "question" not in manifest:
+    if not isinstance(manifest, dict) or not {"runs", "axes", "shard", *MUST_AGREE} <= manifest.keys():
         raise InputError(f"{MANIFEST} was not written by kvsim sweep", file=folder)
     return manifest
 
@@ -211,7 +214,7 @@ def merge(folders: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]
     manifests = [read_manifest(path) for path in paths]
     first = manifests[0]
     for path, manifest in zip(paths[1:], manifests[1:], strict=True):
-        for name, word in (("kvsim", "by kvsim"), ("question", "for question"), ("of", "with a number of runs of")):
+        for name, word in MUST_AGREE.items():
             if manifest[name] != first[name]:
                 raise InputError(
                     f"{paths[0]} was computed {word} {first[name]}, {path} {word} {manifest[name]}",

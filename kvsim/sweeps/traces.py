@@ -8,15 +8,18 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 
 from kvsim import __version__
 from kvsim.core.errors import InputError
+from kvsim.core.files import TEMPORARY
 from kvsim.core.trace import RejectedRow, Trace
 from kvsim.workload import read_trace
+
+TRACE: Final = ".trace-"
 
 
 class CannotShare(InputError):
@@ -39,15 +42,15 @@ class SharedTraces:
         if key not in self.files:
             stat = path.stat()
             state = f"{__version__} {key} {stat.st_size} {stat.st_mtime_ns}"
-            arrow = self.folder / f".trace-{sha256(state.encode()).hexdigest()[:16]}.arrow"
+            arrow = self.folder / f"{TRACE}{sha256(state.encode()).hexdigest()[:16]}.arrow"
             if not arrow.is_file():
                 write_arrow(read_trace(path, format, allow_plugins, **how), arrow)
             self.files[key] = arrow
         return read_arrow(self.files[key])
 
     def remove(self) -> None:
-        """Delete the Arrow files; a process that has mapped one keeps what it has."""
-        for arrow in self.files.values():
+        """Delete the Arrow files, those of a killed sweep too; a process that has mapped one keeps what it has."""
+        for arrow in self.folder.glob(f"{TRACE}*"):
             arrow.unlink(missing_ok=True)
 
 
@@ -74,7 +77,7 @@ def write_arrow(trace: Trace, file: Path) -> None:
     schema = pa.schema([(name, pa.large_list(_arrow_type(array))) for name, array in columns.items()])
     schema = schema.with_metadata({"trace": json.dumps(plain)})
     batch = pa.RecordBatch.from_arrays([_list_of(array) for array in columns.values()], schema=schema)
-    temporary = file.with_name(f"{file.name}.kvsim-tmp-{os.getpid()}")
+    temporary = file.with_name(f"{file.name}{TEMPORARY}{os.getpid()}")
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(batch)

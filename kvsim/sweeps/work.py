@@ -8,17 +8,20 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import kvsim
 from kvsim import __version__
 from kvsim.api import execute
 from kvsim.core.errors import InputError
 from kvsim.scenario import Scenario
 from kvsim.scenario.resolve import Resolved, resolve
 from kvsim.sweeps.traces import mapped
+
+OWN_FILES: Final = (".py", ".toml", ".json")
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,26 @@ def evaluate(task: Task) -> Outcome:
 
 def address_of(resolved: Resolved) -> str:
     """What the result of a run depends on, as 32 hex digits: the resolved scenario with checksums in place of paths,
-    the version, and the code of policies that are not kvsim's."""
-    parts = [__version__, resolved.scenario_hash]
+    the version, kvsim's own code and data (somebody may be working on them), and the code of policies from outside."""
+    parts = [__version__, own_code(), resolved.scenario_hash]
     for pool in (built.pool for built in resolved.pools):
         for policy in (pool.scheduler, pool.kv, pool.router, pool.cost):
             module = type(policy).__module__
             if module.partition(".")[0] != "kvsim":
                 parts.append(f"{module} {_code(module)}")
     return sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+@cache
+def own_code() -> str:
+    """Checksum over the files of this package: two copies of one version that differ are told apart."""
+    package = Path(kvsim.__file__).parent
+    files = {path.relative_to(package).as_posix(): path for path in package.rglob("*") if path.suffix in OWN_FILES}
+    digest = sha256()
+    for name in sorted(files):
+        content = files[name].read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:32]
 
 
 def _code(module: str) -> str:

@@ -1,9 +1,9 @@
-"""From a Trace to a file: CSV or JSON lines that the ``plain`` reader gives back, or kvsim's own Parquet form."""
+"""From a Trace to a file: CSV or JSON lines as ``plain`` reads them, BurstGPT's CSV, or kvsim's own Parquet form."""
 
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -133,6 +133,102 @@ def write_canonical(trace: Trace, path: str | os.PathLike[str]) -> None:
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
 
+def write_burstgpt_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
+    """Write BurstGPT_1's columns (BurstGPT_3's if the trace has sessions), which ``readers/burstgpt.py`` gives back.
+
+    Times count from the midnight behind ``origin_ns``. A trace without models is written as ``ChatGPT``; one without
+    tenants as ``Conversation log`` where a row has a session, else as ``API log``. Rows that failed in the traced
+    system stand where they stood, with the model and log type of the request before them: a trace does not keep theirs.
+    Raises InputError for what the format cannot say, and OSError if the file cannot be written.
+    """
+    import pyarrow as pa
+
+    from kvsim.workload.readers.burstgpt import ELAPSED, LOG_TYPES, SESSION
+
+    for name in ("priority", "images", "deadline_ns", *RAGGED_COLUMNS):
+        if getattr(trace, name) is not None:
+            raise InputError(f"BurstGPT's format does not hold {name}", key=str(path), hint="write it as .parquet")
+    services = [*(trace.tenant_names or ())] if trace.tenant is not None else []
+    if trace.tenant is not None and (int(trace.tenant.max(initial=-1)) >= len(services) or {*services} - {*LOG_TYPES}):
+        hint = f"allowed: {', '.join(LOG_TYPES)}; write it as .parquet"
+        raise InputError("BurstGPT's format does not hold these tenants", key=str(path), hint=hint)
+    elapsed_ns = None if trace.session is None else _elapsed(trace, trace.session, path)
+    first_ns = trace.origin_ns or 0
+    in_seconds = [first_ns, trace.arrival_ns, *(() if trace.source_failed_ns is None else (trace.source_failed_ns,))]
+    whole = not any(np.any(np.asarray(part) % 10**9) for part in in_seconds)
+    models = [str(name) for name in trace.model_names or ()] if trace.model is not None else []
+    if trace.model is not None and not models:
+        models = [str(k) for k in range(int(trace.model.max(initial=-1)) + 1)]
+    sessions = [] if trace.session is None or trace.session_names is None else trace.session_names
+    quoted = any(not {*str(name)}.isdisjoint(',"\r\n') for name in (*models, *sessions))
+    models, services = [*models, "ChatGPT"], [*services, *LOG_TYPES]
+    talk, api = len(services) - 2, len(services) - 1
+
+    def tables() -> Iterator[Any]:
+        last = 0
+        for row, failed in _in_file_order(trace):
+            played = row >= 0
+            like = np.maximum(np.maximum.accumulate(row), last)
+            last = int(like[-1])
+            time_ns = trace.arrival_ns[like] + first_ns
+            request, response = (
+                np.where(played, tokens[like], 0) for tokens in (trace.prompt_tokens, trace.output_tokens)
+            )
+            if trace.source_failed_ns is not None and trace.source_failed_prompt_tokens is not None:
+                time_ns[~played] = trace.source_failed_ns[failed] + first_ns
+                request[~played] = trace.source_failed_prompt_tokens[failed]
+            model = np.full(len(row), -1) if trace.model is None else trace.model[like]
+            in_session = np.zeros(len(row), np.bool_) if trace.session is None else trace.session[like] >= 0
+            service = np.where(in_session, talk, api)
+            if trace.tenant is not None:
+                service = np.where(trace.tenant[like] >= 0, trace.tenant[like], service)
+            columns = {"Timestamp": _seconds(time_ns, whole)}
+            if trace.session is not None and elapsed_ns is not None:
+                own = np.where(played, trace.session[like], -1)
+                columns[SESSION] = _text_column(own, trace.session_names)
+                columns[ELAPSED] = _seconds(np.where(played, elapsed_ns[like], 0), whole)
+            columns |= {
+                "Model": _text_column(np.where(model >= 0, model, len(models) - 1), models),
+                "Request tokens": _column(request, pa.int64()),
+                "Response tokens": _column(response, pa.int64()),
+                "Total tokens": _column(request + response, pa.int64()),
+                "Log Type": _text_column(service, services),
+            }
+            yield pa.Table.from_arrays(list(columns.values()), names=list(columns))
+
+    write_arrow_csv(tables(), path, quoted)
+
+
+def _elapsed(trace: Trace, session: NDArray[np.int64], path: str | os.PathLike[str]) -> NDArray[np.int64]:
+    """How long each row took, (n,) ns, such that the pauses behind it are the trace's; 0 for the last of a session."""
+    by_session = np.argsort(session, kind="stable")
+    earlier, later = by_session[:-1], by_session[1:]
+    turns = (session[earlier] == session[later]) & (session[later] >= 0)
+    earlier, later = earlier[turns], later[turns]
+    elapsed_ns = np.zeros(len(session), np.int64)
+    elapsed_ns[earlier] = trace.arrival_ns[later] - trace.arrival_ns[earlier]
+    if trace.think_ns is not None:
+        elapsed_ns[earlier] -= trace.think_ns[later]
+    if bool((elapsed_ns < 0).any()):
+        problem = "BurstGPT's format does not hold pauses longer than the time between two turns"
+        raise InputError(problem, key=str(path), hint="write it as .parquet")
+    return elapsed_ns
+
+
+def write_arrow_csv(tables: Iterable[Any], path: str | os.PathLike[str], quoted: bool = False) -> None:
+    """Write tables of the same columns one after the other under a header, LF line ends; ``quoted``: text in quotes."""
+    from pyarrow import csv as arrow_csv
+
+    options = arrow_csv.WriteOptions(include_header=False, quoting_style="needed" if quoted else "none")
+    with open(path, "wb") as file:
+        header = ""
+        for table in tables:
+            if not header:
+                header = ",".join(table.column_names) + "\n"
+                file.write(header.encode())
+            arrow_csv.write_csv(table, file, options)
+
+
 def write_csv(columns: dict[str, list[Any]], path: str | os.PathLike[str]) -> None:
     """Write columns of equal length under a header of their names, UTF-8, LF line ends."""
     with open(path, "w", encoding="utf-8", newline="") as file:
@@ -193,6 +289,16 @@ def _decimals(time_ns: NDArray[np.int64]) -> list[str]:
     ['0', '0.020622', '12.000000001']
     """
     return [f"{t // 10**9}.{t % 10**9:09d}".rstrip("0").rstrip(".") for t in time_ns.tolist()]
+
+
+def _seconds(time_ns: NDArray[np.int64], whole: bool) -> Any:
+    """Nanoseconds as an Arrow column of seconds, without or with nine decimals."""
+    import pyarrow as pa
+
+    if whole:
+        return _column(time_ns // 10**9, pa.int64())
+    words = np.column_stack((time_ns, time_ns >> 63))  # 128 bits, the low ones first
+    return pa.Array.from_buffers(pa.decimal128(19, 9), len(time_ns), [None, pa.py_buffer(words)])
 
 
 def _column(values: NDArray[Any], arrow: Any, filled: NDArray[np.bool_] | None = None) -> Any:

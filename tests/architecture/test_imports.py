@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"core"},
     "report": {"core", "metrics"},
     "scenario": {"core", "workload", "schedulers", "kv", "routers", "costs", "hardware", "models"},
+    "accuracy": {"api", "core", "costs", "hardware", "kv", "models", "scenario", "schedulers", "sweeps"},
     "sweeps": {"api", "core", "engine", "hardware", "metrics", "report", "scenario", "workload"},
 }
 """Rooms of the house and the rooms that each may enter. ``testing``, ``api`` and ``cli`` stand on top and enter any."""
@@ -207,7 +208,7 @@ WITHOUT: dict[str, tuple[str, ...]] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scenario, a run of it, and a sweep."""
     path = tmp_path_factory.mktemp("commands")
-    (path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0.0,100,5\n0.1,50,3\n")
+    (path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + "0.0,100,5\n" * 10 + "0.1,50,3\n" * 10)
     scenario = path / "s.yaml"
     scenario.write_text(
         'workload: {trace: {path: t.csv}}\nslo: {ttft_ms: 900}\nexpect: {p99_ttft_ms: "< 900"}\n', encoding="utf-8"

@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 from typing import Final
 
@@ -377,7 +376,8 @@ def write_burstgpt_csv(parts: Iterator[BurstGPTRows], path: str | os.PathLike[st
     Raises OSError if the file cannot be written.
     """
     import pyarrow as pa
-    from pyarrow import csv
+
+    from kvsim.workload.writers import write_arrow_csv
 
     def whole(values: NDArray[np.int64]) -> pa.Array:
         return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
@@ -389,9 +389,9 @@ def write_burstgpt_csv(parts: Iterator[BurstGPTRows], path: str | os.PathLike[st
         ).cast(pa.string())
 
     rows = 0
-    quiet = csv.WriteOptions(include_header=False, quoting_style="none")
-    with Path(path).open("wb") as file:
-        file.write(b"Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n")
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal rows
         for part in parts:
             columns = {
                 "Timestamp": whole(part.timestamp_s),
@@ -401,6 +401,8 @@ def write_burstgpt_csv(parts: Iterator[BurstGPTRows], path: str | os.PathLike[st
                 "Total tokens": whole(part.request_tokens + part.response_tokens),
                 "Log Type": either(part.conversation, "Conversation log", "API log"),
             }
-            csv.write_csv(pa.Table.from_arrays(list(columns.values()), names=list(columns)), file, quiet)
+            yield pa.Table.from_arrays(list(columns.values()), names=list(columns))
             rows += len(part)
+
+    write_arrow_csv(tables(), path)
     return rows

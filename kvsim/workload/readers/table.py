@@ -5,6 +5,7 @@ file gone through again, row by row, to name the line: good files pay nothing fo
 rows are parsed one by one from the start (some ten times slower), and those that break a rule are set aside.
 """
 
+import codecs
 import csv
 import difflib
 import io
@@ -371,15 +372,17 @@ class CsvTable:
     def __init__(self, path: Path, head: bytes, quarantine: Quarantine | None = None) -> None:
         self.path = path
         self._quarantine = quarantine
+        is_whole = len(head) < HEAD_BYTES
+        head = head.removeprefix(codecs.BOM_UTF8)  # with it positions of errors would not count from the start
         try:
-            text = head.decode("utf-8-sig")
+            text = head.decode()
         except UnicodeDecodeError as error:
-            if len(head) - error.start > 3 or len(head) < HEAD_BYTES:  # else a character cut at the end of the head
+            if len(head) - error.start > 3 or is_whole:  # else a character cut at the end of the head
                 line = head.count(b"\n", 0, error.start) + 1
                 if quarantine is None or line == 1:
                     hint = "save it as CSV in UTF-8"
                     raise InputError("is not UTF-8 text", file=path, line=line, hint=hint) from None
-            text = head[: error.start].decode("utf-8-sig")
+            text = head[: error.start].decode()
         self.names = header(text)
 
     def batches(self, kinds: Mapping[str, Kind]) -> Iterator[Batch]:

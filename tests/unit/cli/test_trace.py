@@ -72,18 +72,18 @@ def test_validate_sets_bad_rows_aside(
 
 def test_convert_there_and_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     source = BUNDLED / "burstgpt_like.csv"
-    for name in ("t.parquet", "t.jsonl", "t.csv"):
-        code, out, _ = kvsim(capsys, "trace", "convert", source, tmp_path / name)
-        left = "" if name == "t.parquet" else ", 38 that failed in the traced system left out"
+    for name, *more in (("t.parquet",), ("t.jsonl",), ("t.csv",), ("b.csv", "--as", "burstgpt")):
+        code, out, _ = kvsim(capsys, "trace", "convert", source, tmp_path / name, *more)
+        left = "" if name in ("t.parquet", "b.csv") else ", 38 that failed in the traced system left out"
         assert (code, out) == (0, f"{tmp_path / name}: 1962 requests{left}\n")
     statistics = [
         json.loads(kvsim(capsys, "trace", "info", path, "--format", "json")[1])
-        for path in (source, *(tmp_path / name for name in ("t.parquet", "t.jsonl", "t.csv")))
+        for path in (source, *(tmp_path / name for name in ("t.parquet", "b.csv", "t.jsonl", "t.csv")))
     ]
     assert all(each["prompt_tokens"] == statistics[0]["prompt_tokens"] for each in statistics)
     assert all(each["models"] == statistics[0]["models"] for each in statistics)
-    assert statistics[1]["arrivals"] == statistics[0]["arrivals"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "t.jsonl", "t.parquet"]
+    assert statistics[2]["arrivals"] == statistics[1]["arrivals"] == statistics[0]["arrivals"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.csv", "t.csv", "t.jsonl", "t.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,7 @@ def test_convert_there_and_back(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         (["convert", "{t}", "no/where.csv"], "no/where.csv: cannot be written: No such file or directory; name"),
         (["generate", "s.yaml", "out.txt"], "OUT: 'out.txt' has no known ending; allowed: .parquet, .jsonl, .csv"),
         (["generate", "s.yaml", "s.csv"], "OUT: s.csv is there already; pass --overwrite to replace it"),
+        (["convert", "{t}", "out.parquet", "--as", "burstgpt"], "--as: BurstGPT's format is CSV; name OUT .csv"),
         (["info", "none.csv"], "none.csv: there is no such file; check the path of the trace"),
         (["info", "{t}", "--reader", "mooncak"], "unknown trace format 'mooncak'; did you mean 'mooncake'? known:"),
         (["info", "{t}", "--option", "x=1"], "--option.x: unknown key; known: "),

@@ -75,7 +75,9 @@ def test_at_full_utilisation_attention_takes_its_bound(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tp", [1, 2])
 def test_a_gpu_without_surfaces_is_priced_as_the_roofline_does_and_says_so(tp: int) -> None:
     gpu = load_gpu("mi300x")
-    cost, roofline = Calibrated(cuda_graph_tokens=0).start(LLAMA, gpu, tp), Roofline().start(LLAMA, gpu, tp)
+    host_step_s = Roofline().host_step_s
+    cost = Calibrated(cuda_graph_tokens=0, host_step_s=host_step_s).start(LLAMA, gpu, tp)
+    roofline = Roofline().start(LLAMA, gpu, tp)
     for shape in (decodes(1, 1), decodes(17, 1000), decodes(256, 8000), chunk(2048), chunk(512, 4096), chunk(64, 0, 9)):
         assert cost.step_s(shape) == pytest.approx(roofline.step_s(shape), rel=1e-9), shape
     assert cost.notes == ("no measured surfaces of mi300x: three constants per operator",)
@@ -216,7 +218,7 @@ def test_fewer_bits_take_less_time(stored: ModelSpec, shape: BatchShape, least: 
         (Calibrated(), "a100-80gb-sxm", LLAMA.with_quantization("fp8")),  # has no 8-bit arithmetic in floating point
         (Calibrated(), "a100-80gb-sxm", LLAMA.with_kv_cache_dtype("fp8")),
         (Calibrated(), "h100-sxm", LLAMA.with_kv_cache_dtype("nvfp4")),
-        (Calibrated(), "h100-sxm", load_model("mixtral-8x7b")),
+        (Calibrated(), "h100-sxm", load_model("mixtral-8x7b").with_kv_cache_dtype("nvfp4")),
         (Roofline(), "h100-sxm", LLAMA.with_quantization("fp8")),
         (Roofline(), "h100-sxm", LLAMA.with_kv_cache_dtype("fp8")),
     ],
@@ -225,3 +227,43 @@ def test_formats_without_measurements_are_refused(cost: Calibrated | Roofline, g
     with pytest.raises(InputError, match="which the cost model cannot time yet") as refused:
         cost.start(stored, load_gpu(gpu), 1)
     assert refused.value.key == "model"
+
+
+MIXTRAL = load_model("mixtral-8x7b")
+
+
+def test_a_mixture_reads_the_experts_that_its_tokens_wake() -> None:
+    """One token wakes two of Mixtral's eight experts, four wake all; on two GPUs each reads half of every one."""
+    a_layer = 3 * 4096 * 14336 * 2 / (0.9115 * H100.hbm_bytes_per_s)  # s for one expert, at the best measured stream
+    one, four = (replace(NO_HOST).start(MIXTRAL, H100, 2).step_s(decodes(n, 1)) for n in (1, 4))
+    bound_s = 32 * a_layer / 2
+    assert one > 2 * bound_s
+    assert four > 8 * bound_s
+    assert four - one == pytest.approx(6 * bound_s, rel=0.35)
+    alone = replace(NO_HOST).start(MIXTRAL, replace(H100, memory_bytes=2 * H100.memory_bytes), 1).step_s(decodes(4, 1))
+    assert 1.5 * four < alone < 2 * four
+
+
+def test_a_mixture_is_refused_where_its_experts_were_not_measured() -> None:
+    for gpu, model, what in (
+        ("mi300x", MIXTRAL, "a mixture of experts, not measured on mi300x"),
+        ("a100-80gb-sxm", MIXTRAL.with_quantization("fp8"), "fp8 weights"),
+        ("h100-sxm", load_model("deepseek-v3"), "layers of different kinds"),
+    ):
+        with pytest.raises(InputError, match=what):
+            Calibrated().start(model, load_gpu(gpu), 2)
+    with pytest.raises(InputError, match="a mixture of experts"):
+        Roofline().start(MIXTRAL, H100, 2)
+    attention, _ = MIXTRAL.uniform()
+    layer = replace(MIXTRAL.stack[0], mixer=replace(attention, heads=30, kv_heads=6))
+    with pytest.raises(InputError, match="experts of 14336 columns, not shared by 3 GPUs"):
+        Calibrated().start(replace(MIXTRAL, stack=(layer,) * 32), H100, 3)
+
+
+def test_a_gpu_that_reaches_more_of_its_data_sheet_than_its_relative_is_faster() -> None:
+    gpu = load_gpu("rtx-4090")
+    same = replace(gpu, transfer_memory=1.0, transfer_compute=1.0)
+    for shape, gain in ((decodes(64, 2000), gpu.transfer_memory), (chunk(2048), gpu.transfer_compute)):
+        slow, fast = (NO_HOST.start(LLAMA, each, 1).step_s(shape) for each in (same, gpu))
+        assert slow / gain < fast < slow
+        assert fast == pytest.approx(slow / gain, rel=0.06)

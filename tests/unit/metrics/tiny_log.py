@@ -1,6 +1,5 @@
 """RunLogs written by hand: give each request the times of its tokens, and everything else follows."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvsim.core.runlog import FINISHED, NEVER, UNFINISHED, Gaps, RunLog, Timeline, Transfers
+from kvsim.core.runlog import FINISHED, NEVER, UNFINISHED, Gaps, RunLog, Timeline, TokensBySecond, Transfers
 from kvsim.core.trace import Trace
 
 MS = 1_000_000
@@ -43,6 +42,9 @@ def tiny_log(rows: Sequence[Row], *, reasons: tuple[str, ...] = ("",), **facts: 
     gaps_ns = [np.diff(t) for t in tokens_ns]
     pooled, count = np.unique(np.concatenate([np.zeros(0, np.int64), *gaps_ns]).astype(np.int64), return_counts=True)
 
+    seconds = np.array([t // 10**9 for times in tokens_ns for t in times], np.int64)
+    second, delivered = np.unique(seconds, return_counts=True)
+
     def column(values: Sequence[int]) -> NDArray[np.int64]:
         return np.array(values, dtype=np.int64)
 
@@ -76,7 +78,7 @@ def tiny_log(rows: Sequence[Row], *, reasons: tuple[str, ...] = ("",), **facts: 
         "gaps": Gaps(pooled, count.astype(np.int64)),
         "timeline": timeline(),
         "transfers": Transfers(*(column([]) for _ in range(4))),
-        "tokens_by_second": dict(Counter(t // 10**9 for times in tokens_ns for t in times)),
+        "tokens_by_second": TokensBySecond(second, delivered),
         "steps": (7,),
         "stretches": (3,),
         "total_blocks": (100,),

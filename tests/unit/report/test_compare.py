@@ -70,6 +70,40 @@ def test_exit_code_table_and_figures(runs: Path, tmp_path: Path, capsys: pytest.
     assert (tmp_path / "compare.png").read_bytes() == first
 
 
+def test_requests_that_do_not_finish_make_a_run_worse(runs: Path) -> None:
+    """Those that are left were fast: without their share the run would look better."""
+    scenario = kvsim.Scenario(
+        workload={"generate": {"name": "lognormal_poisson", "n": 600, "rate_per_s": 8}},
+        cost={"name": "affine", "base_s": 8e-3},
+        measure={"horizon_s": 30.0},
+    )
+    kvsim.run(scenario, out=runs / "cut")
+    found = {c.figure: c for c in compare_runs([runs / "base", runs / "cut"])}["Finished"]
+    assert (found.base, found.verdict) == (1.0, "worse")
+    assert found.value is not None
+    assert 0.2 < found.value < 0.6
+
+
+def test_one_request_is_no_evidence(tmp_path: Path) -> None:
+    one = kvsim.Scenario(workload={"generate": {"name": "lognormal_poisson", "n": 1, "rate_per_s": 8}})
+    kvsim.run(one, out=tmp_path / "a", cost={"name": "affine", "base_s": 8e-3})
+    kvsim.run(one, out=tmp_path / "b", cost={"name": "affine", "base_s": 9e-3})
+    found = {c.figure: c for c in compare_runs([tmp_path / "a", tmp_path / "b"])}["Mean TTFT (ms)"]
+    assert found.verdict == "unclear"
+    assert found.change_frac is not None
+    assert found.change_frac > 0
+
+
+def test_an_overloaded_run_is_named_first(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenario = kvsim.Scenario(
+        workload={"generate": {"name": "lognormal_poisson", "n": 600, "rate_per_s": 8}},
+        scheduler={"max_num_seqs": 1},
+    )
+    kvsim.run(scenario, out=tmp_path / "over")
+    exits(1, "compare", str(runs / "base"), str(tmp_path / "over"))
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'over'}: ")
+
+
 def test_other_requests_are_refused(runs: Path) -> None:
     with pytest.raises(InputError, match=r"has 600 requests, .*fewer has 50; only runs of the same requests"):
         compare_runs([runs / "base", runs / "fewer"])

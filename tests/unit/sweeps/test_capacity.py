@@ -5,6 +5,7 @@ from math import exp, factorial, floor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import kvsim
@@ -148,6 +149,28 @@ def test_prices_and_several_gpus(
         assert low < usd < high
 
 
+def test_an_interval_of_dollars_is_above_0_however_bursty_the_traffic(tmp_path: Path) -> None:
+    """Nearly all tokens in one window of twenty: replicates differ by far more than their mean."""
+    rows = "".join(f"{k},{4000 if k == 50 else 10},{200 if k == 50 else 2}\n" for k in range(100))
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    scenario = Scenario(workload={"trace": {"path": str(tmp_path / "t.csv")}}, slo={"ttft_ms": 2000})
+    (answer,) = capacity(scenario, attainment=0.5, seeds=4, prices={"h100-sxm": 2.0}, workers=1)
+    assert answer.usd_per_million_tokens_interval is not None
+    assert answer.usd_per_million_tokens is not None
+    low, high = answer.usd_per_million_tokens_interval
+    assert 0 < low < answer.usd_per_million_tokens < high
+    assert low * high == pytest.approx(answer.usd_per_million_tokens**2)
+
+
+def test_where_a_rate_means_nothing_the_answer_says_what_was_served(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + "0,10,5\n" * 30)
+    workload = {"trace": {"path": str(tmp_path / "t.csv")}, "max_concurrency": 4}
+    (answer,) = capacity(Scenario(workload=workload, slo={"ttft_ms": 2000}), attainment=0.5, seeds=2, workers=1)
+    assert answer.lock is not None
+    (tmp_path / "a.yaml").write_text(answer.lock)
+    assert answer.requests_per_s == kvsim.run(tmp_path / "a.yaml").summary["request_throughput"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -157,6 +180,11 @@ def test_prices_and_several_gpus(
         (("--key", "scheduler.name", "--find", "rate"), "scheduler.name: is no number to start from"),
         (("--set", "slo=null"), "slo: is missing: nothing is to be kept"),
         (("--gpus", "h1000"), "unknown GPU 'h1000'"),
+        (("--price", "h100=2"), "price: 'h100' is not a GPU; did you mean 'h100-sxm'?"),
+        (("--key", "seed.x"), "s.yaml: seed.x: is no number to start from"),
+        (("--key", "cluster.pools.0.replicas"), "cluster.pools.0.replicas: is no number to start from"),
+        (("--vary", "cluster.replicas=[1,2]"), "cluster.replicas: is searched, and has several values"),
+        (("--set", "workload={trace: {path: t.csv}}"), "workload.trace: has 2 requests: too few to say how far"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -170,12 +198,29 @@ def test_mistakes_are_one_line(
     (tmp_path / "s.yaml").write_text(
         "workload: {generate: {name: lognormal_poisson, n: 20, rate_per_s: 5}}\nslo: {ttft_ms: 500}\n"
     )
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,1,1\n0,1,1\n")
     with pytest.raises(SystemExit) as ended:
         main(["capacity", "s.yaml", "--workers", "1", *args])
     printed = capsys.readouterr()
     assert ended.value.code == 2
     assert message in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_a_worker_that_is_killed_does_not_end_the_search() -> None:
+    scenario = queue(2000)
+    (answer,) = capacity(scenario, find="rate", attainment=0.9, seeds=2, workers=1)
+    killed = []
+
+    def kill_one(_: str) -> None:
+        workers = [p for p in psutil.Process().children(recursive=True) if "forkserver" in " ".join(p.cmdline())]
+        if not killed and len(workers) > 1:
+            killed.append(max(workers, key=lambda p: p.create_time()))
+            killed[0].kill()
+
+    (other,) = capacity(scenario, find="rate", attainment=0.9, seeds=2, workers=2, progress=kill_one)
+    assert killed
+    assert other == answer
 
 
 def test_a_rate_that_is_not_written_has_to_be_named() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from kvsim.cli import main
 from kvsim.core.trace import Trace
 from kvsim.sweeps.store import merge
 from kvsim.sweeps.traces import SharedTraces, read_arrow, write_arrow
+from kvsim.sweeps.work import own_code
 from kvsim.workload import read_trace
 
 ROOT = Path(__file__).parents[3]
@@ -165,6 +167,7 @@ def test_what_does_not_fit_together_is_not_merged(here: Path, whole: Path, capsy
     manifest = json.loads(Path("p2/sweep.json").read_text())
     for key, value, message in (
         ("kvsim", "0.0.9", f"p1 was computed by kvsim {kvsim.__version__}, p2 by kvsim 0.0.9"),
+        ("code", "ff", "by a copy of kvsim with checksum"),
         ("question", "other", "for question"),
     ):
         Path("p2/sweep.json").write_text(json.dumps(manifest | {key: value}))
@@ -236,6 +239,30 @@ def test_ctrl_c_ends_at_once_and_keeps_what_is_done(here: Path, whole: Path) -> 
     assert not (here / "k/sweep.json").exists()
 
 
+def test_sigterm_leaves_nothing_behind(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    temporary = tmp_path_factory.mktemp("tmp")
+    command = [sys.executable, "-m", "kvsim.cli", "capacity", "s.yaml", "--set", "workload.trace.rate_scale=50"]
+    driver = subprocess.Popen(
+        [*command, "--set", "cluster.replicas=1", "--find", "rate", "--workers", "2"],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process = psutil.Process(driver.pid)
+    for _ in range(600):
+        below = process.children(recursive=True)
+        if len(below) >= 4:  # fork server, resource tracker, two workers
+            break
+        time.sleep(0.02)
+    assert list(temporary.glob("kvsim-capacity-*"))
+    driver.terminate()
+    _, err = driver.communicate(timeout=20)
+    assert (driver.returncode, err) == (143, "")
+    _, alive = psutil.wait_procs(below, timeout=10)
+    assert not alive
+    assert not list(temporary.glob("kvsim-capacity-*"))
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(
     here: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +287,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert same(here / "o", whole)
 
 
+def test_parts_have_folders_of_their_own_and_what_a_killed_sweep_left_is_removed(here: Path) -> None:
+    folder = here / "runs/s-sweep-2-of-3"
+    folder.mkdir(parents=True)
+    (folder / ".trace-0123456789abcdef.arrow").touch()
+    exits(0, "sweep", "s.yaml", "--shard", "2/3", "--executor", "here", "-q")
+    assert sorted(path.name for path in folder.iterdir()) == ["points", "results.parquet", "sweep.json"]
+
+
 def test_a_folder_with_something_else_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "o").mkdir()
     (here / "o/thesis.tex").touch()
@@ -277,6 +312,30 @@ def test_two_sweeps_do_not_share_a_folder(here: Path, whole: Path, capsys: pytes
     assert f"another sweep is at work in {here}/k; wait for it, or name another folder" in capsys.readouterr().err
     assert driver.wait(60) == 0
     assert same(here / "k", whole)
+
+
+def test_a_change_of_kvsims_own_code_is_another_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who works on a built-in policy must not be shown what it did before."""
+    kvsim.sweep("s.yaml", {"seed": [0]}, out="o", executor="here", **{"workload.trace.rate_scale": 100})
+    monkeypatch.setattr("kvsim.sweeps.work.own_code", lambda: "edited")
+    kvsim.sweep("s.yaml", {"seed": [0]}, out="o", executor="here", **{"workload.trace.rate_scale": 100})
+    assert len(list(Path("o/points").iterdir())) == 8
+
+
+def test_own_code_is_told_apart_by_any_of_its_files(tmp_path: Path) -> None:
+    package = Path(kvsim.__file__).parent
+    say = "from kvsim.sweeps.work import own_code; print(own_code())"
+    shutil.copytree(package, tmp_path / "kvsim", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def said() -> str:
+        done = subprocess.run([sys.executable, "-c", say], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    before = said()
+    assert before == own_code()
+    with (tmp_path / "kvsim/hardware/data/l4.toml").open("a") as file:
+        file.write("# another figure\n")
+    assert said() != before
 
 
 def test_a_damaged_point_is_computed_again(here: Path, whole: Path) -> None:

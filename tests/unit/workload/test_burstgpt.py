@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import TraceRows
+from kvsim.core.trace import Ragged, Trace, TraceRows
 from kvsim.workload import read_trace
+from kvsim.workload.writers import write_burstgpt_csv
+from tests.unit.workload.test_quarantine_and_packing import same
 
 V1 = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
 V3 = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
@@ -121,3 +124,47 @@ def test_published_rows_with_sessions(shared_data: Path) -> None:
     assert trace.session_names is not None
     assert int((trace.session == -1).sum()) == 6
     assert len(trace.session_names) == int(trace.session.max()) + 1 == 73  # of 74: the only turn of one failed
+
+
+def test_a_written_trace_reads_as_it_was(tmp_path: Path) -> None:
+    """Failed rows, origin, models, services; sessions with their pauses; times between seconds; names with commas."""
+    rows = (
+        '3,,0,ChatGPT,7,0,7,Conversation log\n5.25,"a, b",1,"GPT-4, new",472,18,490,Conversation log\n'
+        "7,,9,ChatGPT,10,2,12,API log\n8,,0,GPT-4,5,0,5,API log\n"
+        '9.5,"a, b",2,ChatGPT,20,30,50,Conversation log\n9.6,"a, b",0,ChatGPT,1,2,3,Conversation log\n'
+    )
+    trace = read_trace(written(tmp_path, V3 + rows))
+    assert trace.think_ns is not None
+    assert trace.think_ns.tolist() == [0, 0, 3_250_000_000, 0]
+    write_burstgpt_csv(trace, tmp_path / "again.csv")
+    same(trace, read_trace(tmp_path / "again.csv"))
+
+    bundled = Path(__file__).parents[3] / "traces" / "burstgpt_like.csv"
+    trace = read_trace(bundled)
+    write_burstgpt_csv(trace, tmp_path / "again.csv")
+    same(trace, read_trace(tmp_path / "again.csv"))
+    lines = zip(bundled.read_text().splitlines(), (tmp_path / "again.csv").read_text().splitlines(), strict=True)
+    differ = [(one, other) for one, other in lines if one != other]
+    assert all(one.split(",")[3] == other.split(",")[3] == "0" for one, other in differ)
+
+
+def test_what_a_trace_does_not_say_is_written_as_chatgpt_and_by_session(tmp_path: Path) -> None:
+    arrival_ns, ones = np.array([0, 10**9, 2 * 10**9]), np.ones(3, np.int64)
+    trace = Trace(arrival_ns, ones, ones, session=np.array([0, -1, 0]), think_ns=np.array([0, 0, 2 * 10**9]))
+    write_burstgpt_csv(trace, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text() == V3 + (
+        "0,0,0,ChatGPT,1,1,2,Conversation log\n1,,0,ChatGPT,1,1,2,API log\n2,0,0,ChatGPT,1,1,2,Conversation log\n"
+    )
+
+
+def test_what_the_format_cannot_say_is_refused(tmp_path: Path) -> None:
+    times, ones = np.array([0, 5]), np.ones(2, np.int64)
+    for message, columns in (
+        ("does not hold images", {"images": ones}),
+        ("does not hold wait_for", {"wait_for": Ragged(np.array([0]), np.array([0, 0, 1]))}),
+        ("does not hold these tenants", {"tenant": ones, "tenant_names": ["API log", "acme"]}),
+        ("pauses longer than the time between two turns", {"session": 0 * ones, "think_ns": np.array([0, 6])}),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_burstgpt_csv(Trace(times, ones, ones, **columns), tmp_path / "t.csv")
+        assert not (tmp_path / "t.csv").exists()

@@ -83,6 +83,21 @@ def test_one_bad_row_in_many_changes_nothing_else(tmp_path: Path) -> None:
     assert other.rows.rejected == (RejectedRow("line 1001", "", "oops", "has 1 cells, the header has 6"),)
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_row_that_is_not_text_is_set_aside(tmp_path: Path, mark: bytes) -> None:
+    """Also right behind a whole character, in a file that begins with a byte order mark: both count as three bytes."""
+    path = tmp_path / "t.csv"
+    path.write_bytes(
+        mark + b'arrival_s,prompt_tokens,output_tokens,session_id\n0,1,2,a\n0,1,2,"\xef\xbb\xbf\n1\xd4)"\n2,3,4,b\n'
+    )
+    with pytest.raises(InputError, match=r"t\.csv:4: is not UTF-8 text"):
+        read_trace(path)
+    trace = read_trace(path, on_bad_row="quarantine")
+    assert trace.prompt_tokens.tolist() == [1, 3]
+    assert trace.rows is not None
+    assert [row.place for row in trace.rows.rejected] == ["line 4"]
+
+
 def test_json_lines_and_parquet_have_a_quarantine_too(tmp_path: Path) -> None:
     good = '{"arrival_s": 1, "prompt_tokens": 5, "output_tokens": 2}\n'
     text = good + '{"arrival_s": 1, "prompt_tokens": 5.5, "output_tokens": 2}\n[1]\n{oops\n\n' + good

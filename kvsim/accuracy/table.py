@@ -1,0 +1,109 @@
+"""The table as Markdown, and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from kvsim.accuracy.errors import LOADS, Errors, Line
+from kvsim.accuracy.predict import Predicted
+from kvsim.accuracy.served import Skipped
+
+HEAD = (
+    "| load | runs of | metric | unseen runs | median | mean | p90 | bias | fitted runs: median "
+    "| roofline | data sheet | other tools | noise |"
+)
+BEGIN, END = "<!-- kvsim accuracy: begin -->", "<!-- kvsim accuracy: end -->"
+
+
+def markdown(lines: Iterable[Line], kv: Sequence[tuple[str, float]], skipped: Iterable[Skipped]) -> Iterator[str]:
+    """Lines of text: the table, and what is not in it."""
+    yield HEAD
+    yield "|" + "---|" * HEAD.count(" | ") + "---|"
+    for line in lines:
+        yield _row(line)
+    blocks = Errors.of([error for _, error in kv])
+    if blocks is not None:
+        shown = " | ".join(
+            (str(blocks.runs), *map(_percent, (blocks.median, blocks.mean, blocks.p90)), f"{blocks.bias:+.1%}")
+        )
+        yield f"| startup | kv_capacity | KV blocks | {shown} | - | - | - | - | - |"
+    left_out = list(skipped)
+    if left_out:
+        yield ""
+        yield "Not simulated:"
+        yield ""
+        for each in left_out:
+            runs = f" ({each.runs} runs)" if each.runs else ""
+            yield f"- {each.data_set}{runs}: {each.reason}"
+
+
+def _row(line: Line) -> str:
+    best = line.unseen.get("calibrated")
+    cells = [LOADS[line.load], line.data_set, line.metric.upper() if len(line.metric) < 5 else line.metric]
+    if best is None:
+        cells += ["0", "-", "-", "-", "-"]
+    else:
+        cells += [
+            str(best.runs),
+            f"**{best.median:.1%}**",
+            _percent(best.mean),
+            _percent(best.p90),
+            f"{best.bias:+.1%}",
+        ]
+    fitted = line.fitted.get("calibrated")
+    cells.append("-" if fitted is None else f"{fitted.runs}: {fitted.median:.1%}")
+    cells += [_median(line.unseen, column, best) for column in ("roofline", "data sheet")]
+    cells.append(
+        ", ".join(f"{tool} {errors.median:.1%} ({errors.runs})" for tool, errors in line.others.items()) or "-"
+    )
+    cells.append("-" if line.noise is None else f"{line.noise.median:.1%}, mean {line.noise.mean:.1%}")
+    return f"| {' | '.join(cells)} |"
+
+
+def _median(columns: Mapping[str, Errors], column: str, beside: Errors | None) -> str:
+    errors = columns.get(column)
+    if errors is None:
+        return "-"
+    fewer = f" ({errors.runs})" if beside is None or errors.runs != beside.runs else ""
+    return _percent(errors.median) + fewer
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def plain(
+    predicted: Sequence[Predicted], lines: Iterable[Line], kv: Sequence[tuple[str, float]], skipped: Iterable[Skipped]
+) -> dict[str, Any]:
+    """All of it as plain data: the lines, every run with its errors, the KV blocks, and what was left out."""
+    runs = [
+        {
+            "data_set": each.served.data_set,
+            "name": each.served.name,
+            "configuration": each.served.configuration,
+            "fitted": each.served.fitted,
+            "load": LOADS[each.served.regime],
+            "measured": dict(each.served.measured),
+            "simulated": {column: dict(values) for column, values in each.values.items()},
+            "refused": dict(each.refused),
+            "others": {tool: dict(errors) for tool, errors in each.served.others.items()},
+        }
+        for each in predicted
+    ]
+    return {
+        "lines": [asdict(line) for line in lines],
+        "runs": runs,
+        "kv_blocks": dict(kv),
+        "skipped": [asdict(each) for each in skipped],
+    }
+
+
+def inserted(text: str, table: str) -> str:
+    """A document with the table between its two marks in place of what was there. Raises ValueError without marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the marks {BEGIN} and {END} are missing")
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
