@@ -734,6 +734,8 @@ class Simulation:
                 head = replica.waiting.first
                 blocks = kv.missing_blocks(head, head.target_tokens)
                 line += f"; its head is request {head.id}, whose {head.target_tokens} tokens need {blocks} blocks"
+                if blocks <= kv.free_blocks:
+                    line += " (they are free: it is the scheduler that refuses)"
             elif replica.offers:
                 offer = replica.offers[0]
                 blocks = kv.missing_blocks(offer, offer.prompt_tokens + 1)
