@@ -47,6 +47,10 @@ class PoolSpec:
     long_prefill_token_threshold_adaptive: bool = False
     enable_chunked_prefill: bool = True
     scheduler_reserve_full_isl: bool = True
+    preemption_mode: Literal["recompute", "swap"] = "recompute"
+    preempt_victim: Literal["latest", "least_context", "most_context"] = "latest"
+    host_blocks: int = 0
+    block_copy_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Request:
         self.status = "unfinished"
         self.reason = ""
         self.preemptions = 0
+        self.swaps = 0
+        self.swapped_tokens = 0
         self.admissions = 0
         self.gaps: list[int] = []
         self.computed_tokens = 0
@@ -113,6 +119,7 @@ class Step:
         self.work: list[tuple[Request, int]] = []
         self.admitted: list[tuple[Request, bool]] = []
         self.preempted: list[tuple[int, int, int, int]] = []
+        self.swapped: list[int] = []
         self.alloc_failed: list[tuple[int, str]] = []
         self.decision: dict[str, Any] = {}
 
@@ -122,12 +129,17 @@ class Replica:
         self.id = id
         self.pool = pool
         self.ready: list[Request] = []  # delivered by a transfer, served before all who wait
+        self.swapped: list[Request] = []  # their KV is in host memory
         self.waiting: list[Request] = []
         self.running: list[Request] = []  # in order of admission
         self.offers: list[Request] = []  # wait for blocks here
         self.incoming: list[Request] = []  # their KV is on its way here
         self.held: dict[int, int] = {}  # request id -> blocks
         self.free_blocks = pool.kv_blocks
+        self.host: dict[int, int] = {}  # request id -> blocks in host memory
+        self.to_copy = 0  # blocks, to or from there, before the coming step
+        self.copied_blocks = 0
+        self.copy_ns = 0
         self.peak_used_blocks = 0  # held for a time
         self.peak_in_passing = 0  # also within a moment, before something else gave blocks back
         self.step: Step | None = None  # in flight
@@ -167,14 +179,18 @@ class Replica:
             assert self.held[request.id] == self.blocks(tokens), f"request {request.id} on replica {self.id}"
         for request in self.waiting:
             assert request.id not in self.held, f"request {request.id} waits with blocks"
+            assert request.computed == 0, f"request {request.id} waits with KV"
+        assert self.host == {r.id: self.blocks(r.computed) for r in self.swapped}, f"host memory of {self.id}"
+        assert sum(self.host.values()) <= self.pool.host_blocks, f"host memory of replica {self.id} overflows"
+        assert not set(self.host) & set(self.held), f"replica {self.id} keeps KV twice"
 
     # ---- what a router sees
 
     def requests_count(self) -> int:
-        return len(self.ready) + len(self.waiting) + len(self.running)
+        return len(self.ready) + len(self.swapped) + len(self.waiting) + len(self.running)
 
     def tokens_count(self) -> int:
-        waiting = sum(request.missing for request in self.ready + self.waiting)
+        waiting = sum(request.missing for request in self.ready + self.swapped + self.waiting)
         expected = sum(request.prompt + 1 for request in self.offers + self.incoming)
         return waiting + expected + sum(request.computed for request in self.running)
 
@@ -237,7 +253,7 @@ class Replica:
         pool = self.pool
         budget = pool.max_num_batched_tokens
         keep_free = int(pool.watermark * pool.kv_blocks)
-        while (self.ready or self.waiting) and len(self.running) < pool.max_num_seqs:
+        while (self.ready or self.waiting) and len(self.running) < pool.max_num_seqs and not self.swapped:
             request = (self.ready or self.waiting)[0]
             if request.missing > budget:
                 break
@@ -251,9 +267,34 @@ class Replica:
             return
         while sum(self.blocks_to_grow(r, r.computed + 1) for r in self.running) > self.free_blocks:
             step.alloc_failed.append((self.running[0].id, "r"))
-            self.preempt(self.running[-1], step)
+            self.preempt(self.victim(), step)
         for request in self.running:
             self.schedule(request, 1, step)
+        while self.swapped and not step.preempted and len(self.running) < pool.max_num_seqs:
+            request = self.swapped[0]
+            if len(step.work) >= pool.max_num_batched_tokens:
+                break
+            if self.blocks(request.computed + 1) + keep_free > self.free_blocks:
+                step.alloc_failed.append((request.id, "w"))
+                break
+            self.swapped.remove(request)
+            self.to_copy += self.host.pop(request.id)
+            self.running.append(request)
+            request.place = "running"
+            step.admitted.append((request, True))
+            self.schedule(request, 1, step)
+
+    def victim(self) -> Request:
+        """Of equals the one that was admitted last."""
+        if self.pool.preempt_victim == "latest":
+            return self.running[-1]
+        best = self.running[0]
+        for request in self.running:
+            if self.pool.preempt_victim == "least_context" and request.computed <= best.computed:
+                best = request
+            if self.pool.preempt_victim == "most_context" and request.computed >= best.computed:
+                best = request
+        return best
 
     def schedule(self, request: Request, tokens: int, step: Step) -> None:
         assert 0 < tokens <= request.missing
@@ -271,10 +312,20 @@ class Replica:
         step.preempted.append((request.id, request.computed, request.generated, self.held[request.id]))
         self.release(request)
         self.running.remove(request)
-        self.waiting.insert(0, request)
-        request.place = "waiting"
-        request.computed = 0
         request.preemptions += 1
+        blocks = self.blocks(request.computed)
+        if self.pool.preemption_mode == "swap" and sum(self.host.values()) + blocks <= self.pool.host_blocks:
+            step.swapped.append(request.id)
+            self.host[request.id] = blocks
+            self.to_copy += blocks
+            self.swapped.append(request)
+            request.place = "swapped"
+            request.swaps += 1
+            request.swapped_tokens += request.computed
+        else:
+            self.waiting.insert(0, request)
+            request.place = "waiting"
+            request.computed = 0
 
 
 def is_decode(request: Request, tokens: int) -> bool:
@@ -343,6 +394,8 @@ class Outcome:
     steps: tuple[int, ...]
     peak_used_blocks: tuple[int, ...]
     peak_in_passing: tuple[int, ...]
+    copied_blocks: tuple[int, ...]
+    copy_ns: tuple[int, ...]
     decisions: list[list[dict[str, Any]]]
     clipped: int
     stuck: bool
@@ -420,6 +473,8 @@ class Reference:
             steps=tuple(replica.steps for replica in self.replicas),
             peak_used_blocks=tuple(replica.peak_used_blocks for replica in self.replicas),
             peak_in_passing=tuple(replica.peak_in_passing for replica in self.replicas),
+            copied_blocks=tuple(replica.copied_blocks for replica in self.replicas),
+            copy_ns=tuple(replica.copy_ns for replica in self.replicas),
             decisions=[replica.decisions for replica in self.replicas],
             clipped=self.clipped,
             stuck=stuck,
@@ -645,6 +700,10 @@ class Reference:
         if place == "waiting":
             where.waiting.remove(request)
             where.touched = True
+        elif place == "swapped":
+            where.swapped.remove(request)
+            del where.host[request.id]
+            where.touched = True
         elif place == "ready":
             where.ready.remove(request)
             where.release(request)
@@ -667,7 +726,7 @@ class Reference:
     def plan(self, replica: Replica) -> None:
         replica.touched = False
         self.try_offers(replica)
-        while replica.running or replica.waiting or replica.ready:
+        while replica.running or replica.waiting or replica.ready or replica.swapped:
             step = replica.plan(self.options.max_model_len)
             replica.touched = False
             self.launch(replica, step)
@@ -675,7 +734,7 @@ class Reference:
                 return
             if not replica.running:
                 was, replica.emptied = replica.emptied, (
-                    replica.free_blocks, [(r.id, r.target) for r in replica.ready + replica.waiting]
+                    replica.free_blocks, [(r.id, r.target) for r in replica.ready + replica.swapped + replica.waiting]
                 )  # fmt: skip
                 if was == replica.emptied:
                     return  # round and round: nobody got a token, nothing came or went since everybody was preempted
@@ -683,6 +742,12 @@ class Reference:
     def launch(self, replica: Replica, step: Step) -> None:
         shape = shape_of(step.work)
         duration = round(replica.pool.cost.step_s(shape) * 1e9) if step.work else 0
+        if step.work and replica.to_copy:  # the step waits for the copies
+            copy_ns = round(replica.to_copy * replica.pool.block_copy_s * 1e9)
+            duration += copy_ns
+            replica.copied_blocks += replica.to_copy
+            replica.copy_ns += copy_ns
+            replica.to_copy = 0
         self.record(replica, step, shape, duration)
         if not step.work:
             return
@@ -709,13 +774,15 @@ class Reference:
             decision["admitted"] = [[request.id, 0, int(resumed)] for request, resumed in step.admitted]
         if step.preempted:
             decision["preempted"] = [list(row) for row in step.preempted]
+        if step.swapped:
+            decision["swapped"] = step.swapped
         if step.alloc_failed:
             decision["alloc_failed"] = [list(row) for row in step.alloc_failed]
         decision |= {
             "prefill_tokens": shape.prefill_tokens,
             "decode_requests": shape.decode_requests,
             "context_tokens": shape.prefill_context_tokens + shape.decode_context_tokens,
-            "waiting": len(replica.ready) + len(replica.waiting),
+            "waiting": len(replica.ready) + len(replica.swapped) + len(replica.waiting),
             "running": len(replica.running),
             "free_blocks": replica.free_blocks,
             "free_blocks_end": replica.free_blocks,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from hypothesis import strategies as st
 
-from kvsim.core.cluster import Cluster, Pool, RunOptions
+from kvsim.core.cluster import Cluster, HostMemory, Pool, RunOptions
 from kvsim.core.hardware import Gpu, Link
 from kvsim.core.model import ModelSpec
 from kvsim.core.runlog import NEVER, STATUS_NAMES, RunLog
@@ -91,7 +91,13 @@ def replica(**fields: Any) -> PoolSpec:
 
 def scheduler_of(spec: PoolSpec) -> Scheduler:
     if spec.scheduler == "prefill_first":
-        return PrefillFirst(spec.max_num_seqs, spec.max_num_batched_tokens, spec.watermark)
+        return PrefillFirst(
+            spec.max_num_seqs,
+            spec.max_num_batched_tokens,
+            spec.watermark,
+            preemption_mode=spec.preemption_mode,
+            preempt_victim=spec.preempt_victim,
+        )
     return ChunkedPrefill(
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=spec.max_num_batched_tokens,
@@ -116,6 +122,7 @@ def cluster(*pools: PoolSpec, options: Options | None = None) -> Cluster:
             cost=spec.cost,  # type: ignore[arg-type]  # the reference asks for step_s only
             router=ROUTERS[spec.router],
             kv_bytes_per_token=spec.kv_bytes_per_token,
+            host=HostMemory(spec.host_blocks, spec.block_copy_s) if spec.preemption_mode == "swap" else None,
         )
         for spec in pools
     )
@@ -176,6 +183,8 @@ def columns(outcome: Outcome) -> dict[str, list[int | str]]:
         "generated_tokens": [r.generated for r in rows],
         "computed_tokens": [r.computed_tokens for r in rows],
         "preemptions": [r.preemptions for r in rows],
+        "swaps": [r.swaps for r in rows],
+        "swapped_tokens": [r.swapped_tokens for r in rows],
         "max_gap_ns": [ns(r.max_gap) for r in rows],
         "replica_prefill": [r.replica_prefill for r in rows],
         "replica_decode": [r.replica_decode for r in rows],
@@ -209,6 +218,8 @@ def assert_same(log: RunLog, outcome: Outcome) -> None:
         ("tokens_by_second", dict(seconds), dict(outcome.tokens_by_second)),
         ("transfers", list(zip(*(column.tolist() for column in rows), strict=True)), outcome.transfers),
         ("steps", log.steps, outcome.steps),
+        ("copied_blocks", log.copied_blocks, outcome.copied_blocks),
+        ("copy_ns", log.copy_ns, outcome.copy_ns),
         ("clipped", log.clipped, outcome.clipped),
         ("stuck", log.diagnosis is not None, outcome.stuck),
         ("end_ns", log.end_ns, outcome.end),
@@ -265,6 +276,8 @@ def pools(draw: st.DrawFn, role: Literal["mixed", "prefill", "decode"] = "mixed"
     """Tiny pools that preempt much, both schedulers, all routers."""
     block_size = draw(st.sampled_from([1, 2, 4, 16]))
     tokens = draw(st.sampled_from([128, 176, 256, 512, 8192]))
+    scheduler = draw(st.sampled_from(["chunked_prefill", "chunked_prefill", "prefill_first"]))
+    swaps = scheduler == "prefill_first" and role == "mixed" and draw(st.booleans())
     return PoolSpec(
         cost=draw(st.sampled_from([ROUND, ODD, Silent(ODD)])),
         kv_blocks=tokens // block_size,
@@ -273,7 +286,7 @@ def pools(draw: st.DrawFn, role: Literal["mixed", "prefill", "decode"] = "mixed"
         block_size=block_size,
         router=draw(st.sampled_from(sorted(ROUTERS))),
         kv_bytes_per_token=draw(st.sampled_from([1, 1000])),
-        scheduler=draw(st.sampled_from(["chunked_prefill", "chunked_prefill", "prefill_first"])),
+        scheduler=scheduler,
         max_num_seqs=draw(st.sampled_from([1, 3, 8, 64, 64])),
         max_num_batched_tokens=draw(st.sampled_from([7, 33, 128, 512])),
         watermark=draw(st.sampled_from([0.0, 0.0, 0.01, 0.1])),
@@ -281,6 +294,10 @@ def pools(draw: st.DrawFn, role: Literal["mixed", "prefill", "decode"] = "mixed"
         long_prefill_token_threshold_adaptive=draw(st.booleans()),
         enable_chunked_prefill=draw(st.sampled_from([True, True, False])),
         scheduler_reserve_full_isl=draw(st.booleans()),
+        preemption_mode="swap" if swaps else "recompute",
+        preempt_victim=draw(st.sampled_from(["latest", "least_context", "most_context"])),
+        host_blocks=draw(st.sampled_from([0, 100, 1000])) // block_size if swaps else 0,
+        block_copy_s=draw(st.sampled_from([0.0, 1e-3, 1.23456789e-4])) if swaps else 0.0,
     )
 
 

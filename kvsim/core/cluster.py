@@ -11,8 +11,23 @@ Role = Literal["mixed", "prefill", "decode"]
 
 
 @dataclass(frozen=True)
+class HostMemory:
+    """Where a replica puts the KV of requests that it swaps out: so many blocks, each copied in so many seconds.
+
+    Copies run before the step in which they were decided, one after the other in either direction, and the step waits
+    for them, as in vLLM 0.6. Ranks copy their shares side by side, each over a link of its own.
+    """
+
+    blocks: int
+    block_copy_s: float
+
+
+@dataclass(frozen=True)
 class Pool:
-    """Equal replicas of one role. ``kv_bytes_per_token`` (all ranks together) prices a handoff's transfer."""
+    """Equal replicas of one role. ``kv_bytes_per_token`` (all ranks together) prices a handoff's transfer.
+
+    ``host``: memory to swap to; None: preempted requests are recomputed.
+    """
 
     role: Role
     replicas: int
@@ -22,6 +37,7 @@ class Pool:
     cost: StepCost
     router: Router
     kv_bytes_per_token: int = 0
+    host: HostMemory | None = None
 
 
 @dataclass(frozen=True)

@@ -91,13 +91,16 @@ class RunLog:
       or abandonment)
     - ``output_tokens``: what the request was to generate, after the cut at the model's length; ``generated_tokens``:
       what it did; ``computed_tokens``: prompt and recomputed tokens that went through prefill; ``cached_tokens``
-    - ``preemptions``; ``max_gap_ns``: largest gap between two of its tokens (NEVER with fewer than two)
+    - ``preemptions``: how often it lost its blocks; ``swaps``: how often of these its KV was kept in host memory, and
+      ``swapped_tokens``: the tokens of KV copied there
+    - ``max_gap_ns``: largest gap between two of its tokens (NEVER with fewer than two)
     - ``replica_prefill``, ``replica_decode``: replica ids or -1; ``status``: index in STATUS_NAMES; ``reason``: index
       in ``reasons`` (0 is the empty reason)
 
     Whole-run facts: ``gaps``, ``tokens_by_second``; ``steps`` and ``stretches`` per replica (a stretch is what one
-    leap covered); ``events``: SimPy events; ``total_blocks`` and ``peak_used_blocks`` per replica; ``end_ns``: last
-    moment simulated; ``diagnosis``: why nothing could move any more, or None.
+    leap covered); ``events``: SimPy events; ``total_blocks`` and ``peak_used_blocks`` per replica; ``copied_blocks``
+    and ``copy_ns`` per replica: blocks copied to host memory and back, and by how much steps took longer for it;
+    ``end_ns``: last moment simulated; ``diagnosis``: why nothing could move any more, or None.
     """
 
     arrival_ns: NDArray[np.int64]
@@ -112,6 +115,8 @@ class RunLog:
     computed_tokens: NDArray[np.int64]
     cached_tokens: NDArray[np.int64]
     preemptions: NDArray[np.int64]
+    swaps: NDArray[np.int64]
+    swapped_tokens: NDArray[np.int64]
     max_gap_ns: NDArray[np.int64]
     replica_prefill: NDArray[np.int32]
     replica_decode: NDArray[np.int32]
@@ -126,6 +131,8 @@ class RunLog:
     stretches: tuple[int, ...]
     total_blocks: tuple[int, ...]
     peak_used_blocks: tuple[int, ...]
+    copied_blocks: tuple[int, ...]
+    copy_ns: tuple[int, ...]
     roles: tuple[str, ...]
     events: int
     clipped: int

@@ -96,6 +96,11 @@ class ReplicaView(Protocol):
         ...
 
     @property
+    def swapped_count(self) -> int:
+        """Waiting requests whose KV is in host memory; they are the head of the queue, in the order of swapping."""
+        ...
+
+    @property
     def resident_tokens(self) -> int:
         """Tokens of context that the running requests have in KV now."""
         ...
@@ -141,8 +146,13 @@ class Plan(Protocol):
         """
         ...
 
-    def preempt(self, request: Request) -> None:
-        """Take a running request's blocks and put it at the front of the waiting queue, to be recomputed."""
+    def preempt(self, request: Request, *, swap: bool = False) -> bool:
+        """Take a running request's blocks and put it at the front of the waiting queue, to be recomputed.
+
+        ``swap``: if there is room for its KV in host memory, copy it there first. It then waits behind those that
+        were swapped before and ahead of all others; ``admit`` brings it back with nothing to recompute. Returns
+        whether it was swapped.
+        """
         ...
 
     def hold_decodes(self, hold: bool = True) -> None:

@@ -58,23 +58,44 @@ class Books(ReplicaState):
         self.waiting.insert(self.ready_count, request)
         self.ready_count += 1
 
-    def preempt(self, request: Request, scheduled: int) -> None:
-        """A running request loses its KV and waits again, ahead of those that have not run.
+    def preempt(self, request: Request, scheduled: int, swap: bool = False) -> bool:
+        """A running request loses its blocks and waits again, ahead of those that have not run.
 
-        ``scheduled``: its tokens in the step being planned, out of which it is taken.
+        ``scheduled``: its tokens in the step being planned, out of which it is taken. ``swap``: its KV goes to host
+        memory if there is room. Returns whether it did.
         """
+        context = self.context_tokens_of(request)
+        host_blocks = self._host_blocks_of(context) if swap and self.host else 0
+        swap = 0 < host_blocks <= self.host_free_blocks
         if self.decisions:
-            context = self.context_tokens_of(request)
             blocks = max(request.held_blocks, self.kv.missing_blocks(Request(0, 0, 1, 1), context + scheduled))
-            self.decisions.preempted(request, context, self._known_tokens(request), blocks)
+            self.decisions.preempted(request, context, self._known_tokens(request), blocks, swap)
         self._drop_running(request, scheduled, resumes=True)
-        request.computed_tokens = 0
+        columns = self._recorder.columns
         request.state = WAITING
         request.preemptions += 1
-        self._recorder.columns.preemptions[request.id] += 1
+        columns.preemptions[request.id] += 1
         self.waiting.insert(self.ready_count, request)
-        self.waiting_tokens += request.target_tokens
+        if swap:
+            self.ready_count += 1
+            self.host_free_blocks -= host_blocks
+            self._to_copy += host_blocks
+            columns.swaps[request.id] += 1
+            columns.swapped_tokens[request.id] += context
+        else:
+            request.computed_tokens = 0
+        self.waiting_tokens += request.target_tokens - request.computed_tokens
         self._changed = True
+        return swap
+
+    def swapped_in(self, request: Request) -> None:
+        """A swapped request runs again: its KV is copied back before the coming step."""
+        blocks = self._host_blocks_of(request.computed_tokens)
+        self.host_free_blocks += blocks
+        self._to_copy += blocks
+
+    def _host_blocks_of(self, context_tokens: int) -> int:
+        return -(-context_tokens // self._block_size)
 
     def _known_tokens(self, request: Request) -> int:
         """Generated tokens that the scheduler has seen."""
@@ -382,6 +403,11 @@ class Books(ReplicaState):
                 held = max(held, request.held_blocks)
             blocks += held
         blocks += sum(request.held_blocks for request in self.waiting)
+        if self.host:
+            swapped = sum(self._host_blocks_of(request.computed_tokens) for request in self.waiting)
+            kept = self.host.blocks - self.host_free_blocks
+            assert swapped == kept, f"replica {self.id}: counted {swapped} blocks in host memory, booked {kept}"
+            assert self.host_free_blocks >= 0, f"replica {self.id}: {self.host_free_blocks} free blocks in host memory"
         if self.cache:
             self.cache.check([*self.running_now, *self.waiting])
             blocks -= self.cache.doubled

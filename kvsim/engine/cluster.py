@@ -174,6 +174,8 @@ class Simulation:
             ahead = bool(getattr(pool.scheduler, "async_scheduling", False))
             if ahead and (pool.role != "mixed" or options.client_timeout_ns is not None):
                 raise ValueError("asynchronous scheduling is modelled in mixed pools and without client timeouts only")
+            if pool.host:
+                _check_host(pool)
             record = AheadRecorder if ahead else DecisionRecorder
             make = partial(AheadReplica, host_ns=round(getattr(pool.cost, "host_s", 0.0) * 1e9)) if ahead else Replica
             for _ in range(pool.replicas):
@@ -690,6 +692,8 @@ class Simulation:
             computed_tokens=columns["computed_tokens"],
             cached_tokens=columns["cached_tokens"],
             preemptions=columns["preemptions"],
+            swaps=columns["swaps"],
+            swapped_tokens=columns["swapped_tokens"],
             max_gap_ns=columns["max_gap_ns"],
             replica_prefill=columns["replica_prefill"],
             replica_decode=columns["replica_decode"],
@@ -706,6 +710,8 @@ class Simulation:
             stretches=tuple(replica.stretches for replica in replicas),
             total_blocks=tuple(replica.total_blocks for replica in replicas),
             peak_used_blocks=tuple(replica.peak_used_blocks for replica in replicas),
+            copied_blocks=tuple(replica.copied_blocks for replica in replicas),
+            copy_ns=tuple(replica.copy_ns for replica in replicas),
             roles=tuple(replica.role for replica in replicas),
             events=self._clock.events,
             clipped=self._clipped,
@@ -728,12 +734,26 @@ class Simulation:
                 head = replica.waiting.first
                 blocks = kv.missing_blocks(head, head.target_tokens)
                 line += f"; its head is request {head.id}, whose {head.target_tokens} tokens need {blocks} blocks"
+                if blocks <= kv.free_blocks:
+                    line += " (they are free: it is the scheduler that refuses)"
             elif replica.offers:
                 offer = replica.offers[0]
                 blocks = kv.missing_blocks(offer, offer.prompt_tokens + 1)
                 line += f"; request {offer.id} is offered to it and needs {blocks} blocks"
             lines.append(line)
         return "nothing can move any more: " + "; ".join(lines)
+
+
+def _check_host(pool: Pool) -> None:
+    """Raises ValueError for what swapping is not modelled with."""
+    for refused, with_what in (
+        (getattr(pool.scheduler, "async_scheduling", False), "asynchronous scheduling"),
+        (pool.role != "mixed", f"pools of role {pool.role}"),
+        (getattr(pool.scheduler, "policy", "fcfs") == "priority", "queues by priority"),
+        (getattr(pool.kv, "enable_prefix_caching", False), "prefix caching"),
+    ):
+        if refused:
+            raise ValueError(f"swapping to host memory does not go with {with_what}")
 
 
 def _next_turns(trace: Trace) -> NDArray[np.int64]:

@@ -17,7 +17,8 @@ class DecisionRecorder:
     """Collects what happens to one replica and hands out one dict per call of its scheduler.
 
     Keys: ``step start_ns end_ns``; parallel lists in scheduling order ``id n c k`` (request, tokens, context
-    before, kind ``d`` or ``p``); only where not empty ``arrived admitted preempted alloc_failed finished``;
+    before, kind ``d`` or ``p``); only where not empty ``arrived admitted preempted swapped alloc_failed finished``
+    (``swapped``: those of ``preempted`` whose KV went to host memory; they are admitted with all of their context);
     ``prefill_tokens decode_requests context_tokens``; ``waiting running free_blocks`` after scheduling and
     ``free_blocks_end`` after results; with prefix caching ``evicted`` where not 0, and ``cached_blocks`` at the end.
     """
@@ -31,6 +32,7 @@ class DecisionRecorder:
         self._arrived: list[int] = []
         self._admitted: list[list[int]] = []
         self._preempted: list[list[int]] = []
+        self._swapped: list[int] = []
         self._finished: list[tuple[int, int]] = []
 
     def arrived(self, request: Request) -> None:
@@ -39,8 +41,10 @@ class DecisionRecorder:
     def admitted(self, request: Request) -> None:
         self._admitted.append([request.id, request.computed_tokens, 1 if request.preemptions else 0])
 
-    def preempted(self, request: Request, context: int, generated: int, blocks: int) -> None:
+    def preempted(self, request: Request, context: int, generated: int, blocks: int, swapped: bool) -> None:
         self._preempted.append([request.id, context, generated, blocks])
+        if swapped:
+            self._swapped.append(request.id)
 
     def finished(self, request: Request) -> None:
         self._finished.append((request.admission, request.id))
@@ -69,6 +73,7 @@ class DecisionRecorder:
             ("arrived", self._arrived),
             ("admitted", self._admitted),
             ("preempted", self._preempted),
+            ("swapped", self._swapped),
             ("alloc_failed", refused),
         ):
             if values:

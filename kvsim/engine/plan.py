@@ -145,6 +145,8 @@ class Plan:
         replica.waiting_tokens -= left + found
         if replica.ready_count and request.computed_tokens:
             replica.ready_count -= 1
+            if replica.host:
+                replica.swapped_in(request)
         if found:
             replica.cached_column[request.id] += found
             request.computed_tokens = context
@@ -192,7 +194,7 @@ class Plan:
         self._book(request, context, tokens)
         return tokens
 
-    def preempt(self, request: Request) -> None:
+    def preempt(self, request: Request, *, swap: bool = False) -> bool:
         replica = self._replica
         if request not in replica.running_now:
             raise ValueError(f"{request!r} does not run, so it cannot be preempted")
@@ -211,10 +213,11 @@ class Plan:
                 scheduled = 1
         else:
             scheduled = self._unbook(request)
-        replica.preempt(request, scheduled)
+        swapped = replica.preempt(request, scheduled, swap)
         self.preempted += 1
         if self.runs is None and not self.decodes_held:
             self._take_growth()
+        return swapped
 
     def make_room(self) -> int:
         replica = self._replica

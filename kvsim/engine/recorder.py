@@ -229,6 +229,8 @@ class RequestColumns:
         "replica_decode",
         "replica_prefill",
         "status",
+        "swapped_tokens",
+        "swaps",
     )
 
     arrival_ns: memoryview[int]
@@ -245,6 +247,8 @@ class RequestColumns:
     replica_decode: memoryview[int]
     replica_prefill: memoryview[int]
     status: memoryview[int]
+    swapped_tokens: memoryview[int]
+    swaps: memoryview[int]
 
     def __init__(self, trace: Trace, *, sent_later: bool, handed_on: bool) -> None:
         """``sent_later``: requests may be sent at other times than the trace's; ``handed_on``: to a second pool."""
@@ -259,7 +263,10 @@ class RequestColumns:
         self.arrays["replica_decode"] = np.full(n, -1, np.int32) if handed_on else self.arrays["replica_prefill"]
         for name in ("first_scheduled_ns", "first_token_ns", "finish_ns", "max_gap_ns"):
             self.arrays[name] = np.full(n, NEVER, np.int64)
-        for name in ("client_queue_ns", "generated_tokens", "computed_tokens", "cached_tokens", "preemptions"):
+        for name in (
+            "client_queue_ns", "generated_tokens", "computed_tokens", "cached_tokens", "preemptions", "swaps",
+            "swapped_tokens",
+        ):  # fmt: skip
             self.arrays[name] = np.zeros(n, np.int64)
         for name, column in self.arrays.items():
             setattr(self, name, memoryview(column))  # type: ignore[arg-type]

@@ -159,8 +159,13 @@ class Replica(Steps):
                         self._take_bookings(start)
                     plan = self._consult(start)
                     chunks = plan.chunks
-                    # Nothing planned, or somebody was preempted or held:
-                    if not (chunks or plan.joined) or self._decodes != decodes + plan.joined or self._asking:
+                    # Nothing planned, or somebody was preempted or held, or swapped in:
+                    if (
+                        not (chunks or plan.joined)
+                        or self._decodes != decodes + plan.joined
+                        or self._asking
+                        or self._to_copy
+                    ):
                         self._duration, self._leap = duration, leap
                         self.steps += steps_run
                         self.stretches += stretches_run
@@ -572,9 +577,12 @@ class Replica(Steps):
         if request.state == WAITING:
             if request.held_blocks:
                 self.ready_count -= 1
+                self.kv.release(request, request.computed_tokens)
+            elif request.computed_tokens:  # swapped
+                self.ready_count -= 1
+                self.host_free_blocks += self._host_blocks_of(request.computed_tokens)
             self.waiting.remove(request)
             self.waiting_tokens -= request.target_tokens - request.computed_tokens
-            self.kv.release(request, request.computed_tokens)
         elif self.stretch_steps:
             if self.stretch_steps > 1:
                 self._split_stretch()

@@ -29,7 +29,7 @@ FIRST_LEAP = 16
 
 
 class Waiting(deque[Request]):
-    """The waiting queue, head first: delivered requests (their KV is here), then preempted ones, then the others."""
+    """The waiting queue, head first: those with KV (delivered, or swapped), then preempted ones, then the others."""
 
     @property
     def first(self) -> Request:
@@ -85,6 +85,7 @@ class ReplicaState:
     __slots__ = (
         "_asking",
         "_behind",
+        "_block_size",
         "_books_ahead",
         "_changed",
         "_check_laws",
@@ -130,6 +131,7 @@ class ReplicaState:
         "_step_s",
         "_steps_s",
         "_sure_blocks",
+        "_to_copy",
         "_tools",
         "admissions",
         "ahead",
@@ -137,6 +139,8 @@ class ReplicaState:
         "boundary_ns",
         "cache",
         "cached_column",
+        "copied_blocks",
+        "copy_ns",
         "decisions",
         "decode_step",
         "decoding_count",
@@ -144,6 +148,8 @@ class ReplicaState:
         "eager",
         "first_scheduled_column",
         "given_up_coming",
+        "host",
+        "host_free_blocks",
         "id",
         "inbox",
         "kv",
@@ -205,10 +211,17 @@ class ReplicaState:
         self.ahead = False  # it plans a step while another one runs
         self.decisions = decisions
         self._check_laws = check_laws
+        # host memory
+        self.host = pool.host
+        self.host_free_blocks = pool.host.blocks if pool.host else 0
+        self._block_size = pool.kv.block_size
+        self._to_copy = 0  # blocks to be copied, either way, before the coming step
+        self.copied_blocks = 0
+        self.copy_ns = 0  # by which steps took longer
         # requests
         by_priority = getattr(pool.scheduler, "policy", "fcfs") == "priority"
         self.waiting = WaitingByPriority() if by_priority else Waiting()
-        self.ready_count = 0  # how many at the head of the queue were delivered with their KV
+        self.ready_count = 0  # how many at the head of the queue were delivered with their KV, or swapped
         self.waiting_tokens = 0
         self.inbox: deque[Request] = deque()  # arrived, not yet looked at
         self.eager = False
@@ -316,6 +329,10 @@ class ReplicaState:
     def blocks_short(self) -> int:
         short = self.kv.growth_blocks(self.decode_step, 1) - self._plan.growth - self.kv.free_blocks
         return short if short > 0 else 0
+
+    @property
+    def swapped_count(self) -> int:
+        return self.ready_count if self.host else 0
 
     @property
     def resident_tokens(self) -> int:

@@ -55,12 +55,13 @@ class Steps(Books):
             if self.decisions and plan:
                 self.decisions.launched(self, plan, start, start)
             return
-        steps = self._sure_steps() if self._leaps and not self._changed and not self._chunks else 1
+        copy_ns = self._copy() if self._to_copy else 0
+        steps = self._sure_steps() if self._leaps and not (self._changed or self._chunks or copy_ns) else 1
         if self._samples.every_step:
             self._samples.next_ns = start
         self.stretch_steps = steps
         if steps == 1:
-            duration = round(self._step_s(shape) * 1e9)
+            duration = copy_ns + round(self._step_s(shape) * 1e9)
             self._durations = [duration]
             self._ends = self._flight = None
             self.due_ns = self.stretch_end_ns = start + duration
@@ -68,6 +69,15 @@ class Steps(Books):
             self._launch_leap(shape, steps)
         if self.decisions:
             self.decisions.launched(self, plan, start, self.stretch_end_ns)
+
+    def _copy(self) -> int:
+        """Blocks go to host memory or come back before the step that is sent off. Returns the ns that this takes."""
+        assert self.host
+        copy_ns = round(self._to_copy * self.host.block_copy_s * 1e9)
+        self.copied_blocks += self._to_copy
+        self.copy_ns += copy_ns
+        self._to_copy = 0
+        return copy_ns
 
     def _compose(self, plan: Plan | None) -> BatchShape | None:
         """What was planned, as the cost model sees it; None if it is nothing."""

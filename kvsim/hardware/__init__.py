@@ -15,6 +15,7 @@ from typing import Any
 from kvsim.core import catalogue
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Efficiency, Gpu
+from kvsim.hardware.host_links import HOST_LINKS
 
 _DATA = Path(__file__).parent / "data"
 _SURFACES = _DATA / "surfaces"
@@ -78,4 +79,4 @@ def _efficiency(kind: str, constants: Mapping[str, Any], path: Path) -> Efficien
     return fitted
 
 
-__all__ = ["GPUS", "load_gpu"]
+__all__ = ["GPUS", "HOST_LINKS", "load_gpu"]

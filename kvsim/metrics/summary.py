@@ -49,6 +49,9 @@ def summarise(
       ``burstiness`` is None: arrivals come from a trace, not from a distribution
     - ``slo_attainment``: good / all measured requests that arrived, finished or not
     - ``gpu_hours``: GPUs x duration, so that a throughput divided by it is per provisioned GPU
+    - ``num_swaps``: those of ``num_preemptions`` that kept the KV in host memory; ``swapped_tokens``: of KV copied
+      there; ``swap_s``: by how much the steps of the whole run took longer for copies, there and back;
+      ``recomputed_tokens``: computed once more, after the other preemptions
     - ``mean_kv_usage_frac``: mean over the timeline's samples in the window, replicas weighted by their blocks;
       ``peak_kv_usage_frac``: fullest replica of the whole run
 
@@ -120,6 +123,10 @@ def summarise(
             "measured_to_s": None if cut.to_ns is None else cut.to_ns / 1e9,
             "excluded_requests": cut.excluded,
             "num_preemptions": int(log.preemptions[cut.measured].sum()),
+            "num_swaps": int(log.swaps[cut.measured].sum()),
+            "recomputed_tokens": int(_recomputed_tokens(log)[cut.measured].sum()),
+            "swapped_tokens": int(log.swapped_tokens[cut.measured].sum()),
+            "swap_s": sum(log.copy_ns) / 1e9,
             "prefix_cache_hit_frac": _hit_frac(log, arrived),
             "peak_kv_usage_frac": _peak_kv_usage_frac(log),
             "mean_kv_usage_frac": _mean_kv_usage_frac(log, cut),
@@ -206,6 +213,12 @@ def _hit_frac(log: RunLog, arrived: NDArray[np.bool_]) -> float | None:
     looked_up = arrived & (log.first_scheduled_ns != NEVER)
     hits = int(log.cached_tokens[looked_up].sum())
     return hits / (hits + int(log.computed_tokens[looked_up].sum())) if hits else None
+
+
+def _recomputed_tokens(log: RunLog) -> NDArray[np.int64]:
+    """Tokens computed once more, per request, shape (n,): what was found or computed beyond the prompt."""
+    computed: NDArray[np.int64] = log.computed_tokens + log.cached_tokens - log.prompt_tokens
+    return np.where(log.preemptions > log.swaps, np.maximum(computed, 0), 0)
 
 
 def _peak_kv_usage_frac(log: RunLog) -> float | None:

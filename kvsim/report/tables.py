@@ -51,11 +51,14 @@ REQUESTS: Final = pa.schema(
         ("good", _BOOL),
         ("client_queue_s", _FLOAT),
         ("generated_tokens", _INT),
+        ("swaps", _INT),
+        ("swapped_tokens", _INT),
     ],
     metadata=_METADATA,
 )
 """One row per request in the order of the trace. ``output_tokens`` is what was asked for (after the cut at the model's
-length), ``generated_tokens`` what was delivered; they differ only where a request did not finish."""
+length), ``generated_tokens`` what was delivered; they differ only where a request did not finish. ``swaps`` are those
+of its ``preemptions`` that kept its KV in host memory, ``swapped_tokens`` the tokens of KV copied there."""
 
 TIMELINE: Final = pa.schema(
     [
@@ -118,6 +121,8 @@ def request_batches(log: RunLog, trace: Trace, slo: Slo | None = None) -> Iterat
             "good": _nulls(_BOOL, rows) if is_good is None else _bools(is_good),
             "client_queue_s": _floats(client_queue_s(part)),
             "generated_tokens": _ints(part.generated_tokens),
+            "swaps": _ints(part.swaps),
+            "swapped_tokens": _ints(part.swapped_tokens),
         }
         yield pa.RecordBatch.from_arrays([columns[name] for name in REQUESTS.names], schema=REQUESTS)
 

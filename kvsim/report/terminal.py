@@ -44,6 +44,7 @@ def summary_text(summary: Mapping[str, Any], ledger: Sequence[tuple[str, int]] =
         _row("Peak KV usage (%)", _percent(own["peak_kv_usage_frac"])),
         _row("Mean KV usage (%)", _percent(own["mean_kv_usage_frac"])),
         _row("Preemptions", own["num_preemptions"]),
+        *([_row("  swapped to host memory", swaps)] if (swaps := own["num_swaps"]) else []),
         *([_row("Prefix cache hits (% of tokens)", _percent(hits))] if (hits := own["prefix_cache_hit_frac"]) else []),
         "=" * WIDTH,
     ]

@@ -71,7 +71,7 @@ def unknown_key(key: Key, siblings: Iterable[str], source: Source) -> InputError
     """The refusal of a key that nobody reads: the nearest known one, or where this one belongs."""
     name, siblings = str(key[-1]), sorted(siblings)
     reason = PRESETS["vllm@0.33"].ignored.get(name)
-    if reason is not None:
+    if reason is not None and reason != f"is written {'.'.join(map(str, key))} here":  # this policy has no such key
         return source.error(f"vLLM's {name} {reason}", key, hint="remove it")
     near = nearest(name, siblings)
     if near is None:

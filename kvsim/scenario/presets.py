@@ -21,7 +21,8 @@ class Preset:
     max_num_batched_tokens), largest first, and ``small_batch_gpus`` get its last row whatever their memory.
     ``memory`` is what the engine takes beside weights and KV.
     ``ignored`` maps an argument of that engine which changes nothing here to the reason: it is refused, never dropped
-    in silence.
+    in silence. ``on_by_default`` are features that the engine has on and kvsim off unless asked; ``notes`` say what
+    else is to be known of the engine's rules.
     """
 
     seats: Mapping[str, str]
@@ -31,6 +32,8 @@ class Preset:
     small_batch_gpus: tuple[str, ...]
     memory: EngineMemory
     ignored: Mapping[str, str]
+    on_by_default: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def batch(
         self,
@@ -88,14 +91,29 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "speculative_config": _NOT_YET,
                 "dtype": "is read from the model",
                 "enforce_eager": _NOT_YET,
-                "swap_space": "no longer exists: preemption is by recomputation",
+                "swap_space": "no longer exists: preemption is by recomputation (prefill_first has swap_space_gib)",
                 "disable_log_stats": _NO_EFFECT,
                 "disable_log_requests": _NO_EFFECT,
                 "trust_remote_code": _NO_EFFECT,
                 "served_model_name": _NO_EFFECT,
                 "load_format": _NO_EFFECT,
             },
-        )
+            on_by_default=("prefix caching", "async scheduling"),
+        ),
+        # Read in 0.6.6.post1, nothing recorded: docs/engines.md.
+        "vllm@0.6": Preset(
+            seats={"router": "least_requests", "scheduler": "prefill_first", "kv": "paged", "cost": "roofline"},
+            block_size=16,
+            gpu_memory_utilization=0.90,
+            batch_by_memory=((0, 256, 2048),),
+            small_batch_gpus=(),
+            memory=ENGINES["vllm@0.15"],  # the oldest whose pools are known
+            ignored={},
+            notes=(
+                "vLLM 0.6: its rules are read, not recorded; ends are noticed at once here, in 0.6 a step late",
+                "vLLM 0.6 splits prompts by default above 32768 tokens of context: chunked_prefill comes closer there",
+            ),
+        ),
     }
 )
 """Preset name in a scenario -> its defaults."""

@@ -14,14 +14,14 @@ import kvsim.hardware
 import kvsim.models
 from kvsim import __version__
 from kvsim.core import plugins
-from kvsim.core.cluster import Cluster, Pool, RunOptions
+from kvsim.core.cluster import Cluster, HostMemory, Pool, RunOptions
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
 from kvsim.core.layout import Layout
 from kvsim.core.model import ModelSpec
 from kvsim.core.seats import StepCost
 from kvsim.core.trace import Trace
-from kvsim.hardware import GPUS, load_gpu
+from kvsim.hardware import GPUS, HOST_LINKS, load_gpu
 from kvsim.kv.memory import KVLedger, kv_ledger
 from kvsim.models import MODELS, load_model
 from kvsim.scenario import seats
@@ -129,8 +129,9 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True, read: Read = read
             timeline_instants=scenario.measure.timeline_instants,
         ),
         notes=(
-            *_cache_notes(pools, trace),
-            *_async_notes(pools),
+            *preset.notes,
+            *_cache_notes(preset, pools, trace),
+            *_async_notes(preset, pools),
             *_notes(scenario, model, pools, max_model_len),
             *_trace_notes(scenario, trace),
         ),
@@ -236,6 +237,7 @@ class _PoolResolver:
                 cost=step_cost,
                 router=router,
                 kv_bytes_per_token=model.kv_bytes_per_token(layout) * layout.tensor_parallel_size,
+                host=self._host(scheduler, kv, ledger, model, gpu),
             ),
             gpu=gpu,
             layout=layout,
@@ -370,6 +372,34 @@ class _PoolResolver:
                 f"at most {tokens}",
             )
         return scheduler
+
+    def _host(self, scheduler: Any, kv: Any, ledger: KVLedger, model: ModelSpec, gpu: Gpu) -> HostMemory | None:
+        """Where preempted requests are swapped to, if they are."""
+        if getattr(scheduler, "preemption_mode", "recompute") != "swap":
+            return None
+        source, (_, key) = self.scenario.source, self._own("scheduler")
+        for refused, with_what in (
+            (self.keys.role != "mixed", f"in mixed pools only, this is a {self.keys.role} pool"),
+            (getattr(kv, "enable_prefix_caching", False), "without kv.enable_prefix_caching only"),
+            (getattr(scheduler, "async_scheduling", False), "without async_scheduling only"),
+            (getattr(scheduler, "policy", "fcfs") == "priority", "with policy fcfs only"),
+        ):
+            if refused:
+                raise source.error(f"swapping is modelled {with_what}", (*key, "preemption_mode"), "use recompute")
+        link, bytes_per_s = scheduler.swap_link, scheduler.swap_bytes_per_s
+        if link is not None and bytes_per_s is not None:
+            raise source.error("swap_link is given as well", (*key, "swap_bytes_per_s"), "leave out one of them")
+        if bytes_per_s is None:
+            bytes_per_s = gpu.host_link_bytes_per_s if link is None else HOST_LINKS[link]
+        if not bytes_per_s:
+            raise source.error(
+                f"the path from {gpu.name} to its host is not known", (*key, "preemption_mode"), "give swap_link"
+            )
+        calls = 2 * model.layers  # keys and values of each layer
+        return HostMemory(
+            blocks=int(scheduler.swap_space_gib * 2**30) // ledger.block_bytes,
+            block_copy_s=max(ledger.block_bytes / bytes_per_s, calls * scheduler.swap_call_s),
+        )
 
     def _memory(self) -> dict[str, Any]:
         keys, _ = self._own("kv")
@@ -510,15 +540,18 @@ def _generate(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], 
     return trace
 
 
-def _cache_notes(pools: tuple[ResolvedPool, ...], trace: Trace) -> Iterator[str]:
+def _cache_notes(preset: Preset, pools: tuple[ResolvedPool, ...], trace: Trace) -> Iterator[str]:
     """What is found in the prefix cache, where that needs saying."""
     if not all(getattr(resolved.pool.kv, "enable_prefix_caching", False) for resolved in pools):
-        yield "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)"
+        if "prefix caching" in preset.on_by_default:
+            yield "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)"
     elif trace.prefix_hashes is None and trace.segments is None:
         yield "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
 
 
-def _async_notes(pools: tuple[ResolvedPool, ...]) -> Iterator[str]:
+def _async_notes(preset: Preset, pools: tuple[ResolvedPool, ...]) -> Iterator[str]:
+    if "async scheduling" not in preset.on_by_default:
+        return
     if not all(getattr(resolved.pool.scheduler, "async_scheduling", False) for resolved in pools):
         yield "async scheduling: off (vLLM's default is on)"
 

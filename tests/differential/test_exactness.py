@@ -48,6 +48,10 @@ def split(link: tuple[int, float], prefill: PoolSpec, decode: PoolSpec, trace: T
 
 TIGHT = replica(cost=ODD, kv_blocks=60)
 ROOMY = replica(cost=ODD)
+SWAPPING = replica(
+    cost=ODD, scheduler="prefill_first", kv_blocks=60, max_num_batched_tokens=600, watermark=0.01,
+    preemption_mode="swap", host_blocks=100, block_copy_s=1.234567e-4,
+)  # fmt: skip
 CONFIGURATIONS = {
     "plenty of everything": world(traffic(300, 1), ROOMY),
     "preemptions": world(traffic(800, 2, per_s=100, prompt=(1, 200), output=(50, 400)), TIGHT),
@@ -87,6 +91,19 @@ CONFIGURATIONS = {
         traffic(300, 12, prompt=(1, 200), output=(10, 300)),
         replica(cost=ODD, scheduler="prefill_first", kv_blocks=60, max_num_batched_tokens=600, watermark=0.01),
     ),
+    "swapping": world(
+        traffic(300, 30, prompt=(1, 200), output=(10, 300)),
+        replace(SWAPPING, host_blocks=200, preempt_victim="most_context"),
+    ),
+    "swapping, host memory full": world(
+        traffic(300, 31, prompt=(1, 200), output=(10, 300)), replace(SWAPPING, host_blocks=16, watermark=0.05)
+    ),
+    "swapping, impatient clients": world(
+        traffic(300, 32, prompt=(1, 200), output=(10, 300)),
+        replace(SWAPPING, replicas=2, router="least_tokens", preempt_victim="least_context"),
+        client_timeout_ns=900_000_000,
+    ),
+    "swapping, stuck": world(traffic(100, 33, prompt=(1, 400), output=(10, 900)), SWAPPING, reject_oversized=False),
     "three replicas, round robin": world(traffic(300, 13, per_s=600, output=(10, 200)), replace(TIGHT, replicas=3)),
     "three replicas, random": world(
         traffic(300, 14, per_s=600, output=(10, 200)), replace(TIGHT, replicas=3, router="random"), seed=5
@@ -163,6 +180,7 @@ def test_the_configurations_are_hard() -> None:
     outcomes = [reference(name) for name in CONFIGURATIONS]
     rows = [request for outcome in outcomes for request in outcome.requests]
     assert sum(request.preemptions for request in rows) > 3000
+    assert sum(request.swaps for request in rows) > 500
     for status, at_least in {"finished": 5000, "abandoned": 100, "rejected": 10, "unfinished": 100}.items():
         assert sum(request.status == status for request in rows) >= at_least, status
     assert {request.reason for request in rows} >= {"stuck", "horizon", "not_sent", "exceeds_kv_pool"}

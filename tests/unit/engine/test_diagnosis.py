@@ -22,3 +22,19 @@ def test_a_request_that_outgrows_the_pool_is_named(first: tuple[float, int, int]
     assert log.diagnosis is not None
     assert "2 waiting and 0 running, 10 of 10 KV blocks free" in log.diagnosis
     assert head in log.diagnosis
+
+
+@pytest.mark.parametrize("mode", ["recompute", "swap"])
+def test_a_victim_that_the_watermark_keeps_out_is_named(mode: str) -> None:
+    """It was admitted, grew, and is too long now for the pool less the watermark.
+
+    (vLLM 0.6 drops such a prompt; swapped, it stays there for ever as well.)
+    """
+    small = replica(
+        kv_blocks=10, scheduler="prefill_first", watermark=0.5, preemption_mode=mode, host_blocks=99,
+        max_num_batched_tokens=200,
+    )  # fmt: skip
+    log = world(requests((0.0, 16, 65), (0.0, 60, 100)), small).simulate()
+    assert [STATUS_NAMES[status] for status in log.status] == ["finished", "unfinished"]
+    assert "10 of 10 KV blocks free" in str(log.diagnosis)
+    assert "it is the scheduler that refuses" in str(log.diagnosis)

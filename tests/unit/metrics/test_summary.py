@@ -13,7 +13,7 @@ from tests.unit.metrics.tiny_log import Row, timeline, tiny_log, trace_of
 
 REASONS = ("", "prompt_exceeds_max_model_len", "not_sent")
 ROWS = [
-    Row(0, (500, 600, 800), prompt=100, scheduled=100, preemptions=1),
+    Row(0, (500, 600, 800), prompt=100, scheduled=100, preemptions=1, swaps=1, swapped_tokens=102),
     Row(1000, (1250,), prompt=50, scheduled=1100, client_queue=500),
     Row(1500, prompt=9000, status=REJECTED, reason=1, ended=1500),
     Row(2000, (2400, 2500), prompt=80, output=9, status=ABANDONED, ended=3000),
@@ -21,7 +21,7 @@ ROWS = [
     Row(None, prompt=10, status=UNFINISHED, reason=2, output=4),
 ]
 SAMPLES = timeline((0, 0, 0, 1, 20), (1000, 0, 1, 1, 40), (2000, 0, 0, 2, 60), (9000, 0, 0, 0, 0))
-LOG = tiny_log(ROWS, reasons=REASONS, timeline=SAMPLES, clipped=1)
+LOG = tiny_log(ROWS, reasons=REASONS, timeline=SAMPLES, clipped=1, copy_ns=(250_000_000,))
 ROWS_READ = TraceRows(read=9, source_failed=2, dropped={"zero output tokens": 1})
 SLO = Slo(ttft_ms=400, tpot_ms=100)
 
@@ -101,6 +101,10 @@ def test_the_whole_summary():
             "measured_to_s": 3.3,
             "excluded_requests": 0,
             "num_preemptions": 1,
+            "num_swaps": 1,
+            "recomputed_tokens": 0,
+            "swapped_tokens": 102,
+            "swap_s": 0.25,
             "prefix_cache_hit_frac": None,
             "peak_kv_usage_frac": 0.5,
             "mean_kv_usage_frac": 0.4,  # the instant at 9 s is after the window

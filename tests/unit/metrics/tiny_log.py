@@ -26,6 +26,8 @@ class Row:
     reason: int = 0
     ended: float | None = None
     preemptions: int = 0
+    swaps: int = 0
+    swapped_tokens: int = 0
     client_queue: float = 0.0
     replica: int = 0
 
@@ -65,6 +67,8 @@ def tiny_log(rows: Sequence[Row], *, reasons: tuple[str, ...] = ("",), **facts: 
         "computed_tokens": column([row.prompt if row.tokens else 0 for row in rows]),
         "cached_tokens": column([0 for _ in rows]),
         "preemptions": column([row.preemptions for row in rows]),
+        "swaps": column([row.swaps for row in rows]),
+        "swapped_tokens": column([row.swapped_tokens for row in rows]),
         "max_gap_ns": column([int(g.max()) if len(g) else NEVER for g in gaps_ns]),
         "replica_prefill": column([row.replica if row.tokens else -1 for row in rows]),
         "replica_decode": column([row.replica if row.tokens else -1 for row in rows]),
@@ -79,6 +83,8 @@ def tiny_log(rows: Sequence[Row], *, reasons: tuple[str, ...] = ("",), **facts: 
         "stretches": (3,),
         "total_blocks": (100,),
         "peak_used_blocks": (50,),
+        "copied_blocks": (0,),
+        "copy_ns": (0,),
         "roles": ("mixed",),
         "events": 11,
         "clipped": 0,

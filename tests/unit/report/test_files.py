@@ -21,7 +21,7 @@ from tests.unit.metrics.tiny_log import Row, timeline, tiny_log, trace_of
 FILES = ["requests.parquet", "run.json", "scenario.lock.yaml", "summary.json", "timeline.parquet"]
 LOG = tiny_log(
     [
-        Row(0, (500, 600, 800), prompt=100, scheduled=100, preemptions=1),
+        Row(0, (500, 600, 800), prompt=100, scheduled=100, preemptions=1, swaps=1, swapped_tokens=102),
         Row(1000, (1250,), prompt=50, scheduled=1100, client_queue=500),
         Row(1500, prompt=9000, status=REJECTED, reason=1, ended=1500),
         Row(2000, (2400, 2500), prompt=80, output=9, status=ABANDONED, ended=3000),
@@ -72,6 +72,8 @@ def test_requests_parquet(tmp_path):
         "good": [False, True, False, False, False],
         "client_queue_s": [0.0, 0.5, 0.0, 0.0, None],
         "generated_tokens": [3, 1, 0, 2, 0],
+        "swaps": [1, 0, 0, 0, 0],
+        "swapped_tokens": [102, 0, 0, 0, 0],
     }
     assert table.schema.metadata[b"kvsim.schema_version"] == b"1"
     assert {str(field.type) for field in table.schema} == {"int64", "double", "string", "bool"}
