@@ -70,6 +70,7 @@ class Books(ReplicaState):
         self._drop_running(request, scheduled, resumes=True)
         request.computed_tokens = 0
         request.state = WAITING
+        request.finish_step = 0
         request.preemptions += 1
         self._recorder.columns.preemptions[request.id] += 1
         self.waiting.insert(self.ready_count, request)

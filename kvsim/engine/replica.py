@@ -575,6 +575,7 @@ class Replica(Steps):
             self.waiting.remove(request)
             self.waiting_tokens -= request.target_tokens - request.computed_tokens
             self.kv.release(request, request.computed_tokens)
+            self._asking |= self.memory is not None  # what is remembered may not be so any more
         elif self.stretch_steps:
             if self.stretch_steps > 1:
                 self._split_stretch()

@@ -150,6 +150,16 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
         ),
         ("scheduler: {max_num_seqs: 9000}\n", "3: scheduler.max_num_seqs: 9000 is not allowed: every running request "),
         (
+            "scheduler: {max_num_seqs: 9, max_num_active_seqs: 10}\n",
+            "3: scheduler.max_num_active_seqs: 10 is not allowed: max_num_seqs is 9; at most 9",
+        ),
+        (
+            "scheduler: {max_num_scheduled_tokens: 500, prefill_schedule_interval: 2}\n",
+            "3: scheduler.max_num_seqs: 1024 is not allowed: every running request takes a token of a step, and "
+            "max_num_scheduled_tokens is 500",
+        ),
+        ("scheduler: {prefill_schedule_interval: 0}\n", "3: scheduler.prefill_schedule_interval: 0 is not allowed"),
+        (
             "scheduler: {name: prefill_first, max_num_batched_tokens: 2048}\n",
             "3: scheduler.max_num_batched_tokens: 2048 is not allowed: prompts are not split, so one of up to "
             "max_model_len = 131072 tokens has to fit in a step; at least 131072",
