@@ -100,6 +100,8 @@ def scheduler_of(spec: PoolSpec) -> Scheduler:
         enable_chunked_prefill=spec.enable_chunked_prefill,
         scheduler_reserve_full_isl=spec.scheduler_reserve_full_isl,
         watermark=spec.watermark,
+        max_num_queued_reqs=spec.max_num_queued_reqs,
+        max_num_queued_tokens=spec.max_num_queued_tokens,
     )
 
 
@@ -263,6 +265,9 @@ def traces(draw: st.DrawFn, max_requests: int = 40, sessions: bool = False) -> T
 @st.composite
 def pools(draw: st.DrawFn, role: Literal["mixed", "prefill", "decode"] = "mixed", max_replicas: int = 4) -> PoolSpec:
     """Tiny pools that preempt much, both schedulers, all routers."""
+    scheduler: Literal["chunked_prefill", "prefill_first"]
+    scheduler = draw(st.sampled_from(["chunked_prefill", "chunked_prefill", "prefill_first"]))
+    limited = role == "mixed" and scheduler == "chunked_prefill" and draw(st.integers(0, 3)) == 0
     block_size = draw(st.sampled_from([1, 2, 4, 16]))
     tokens = draw(st.sampled_from([128, 176, 256, 512, 8192]))
     return PoolSpec(
@@ -273,7 +278,7 @@ def pools(draw: st.DrawFn, role: Literal["mixed", "prefill", "decode"] = "mixed"
         block_size=block_size,
         router=draw(st.sampled_from(sorted(ROUTERS))),
         kv_bytes_per_token=draw(st.sampled_from([1, 1000])),
-        scheduler=draw(st.sampled_from(["chunked_prefill", "chunked_prefill", "prefill_first"])),
+        scheduler=scheduler,
         max_num_seqs=draw(st.sampled_from([1, 3, 8, 64, 64])),
         max_num_batched_tokens=draw(st.sampled_from([7, 33, 128, 512])),
         watermark=draw(st.sampled_from([0.0, 0.0, 0.01, 0.1])),
@@ -281,6 +286,8 @@ def pools(draw: st.DrawFn, role: Literal["mixed", "prefill", "decode"] = "mixed"
         long_prefill_token_threshold_adaptive=draw(st.booleans()),
         enable_chunked_prefill=draw(st.sampled_from([True, True, False])),
         scheduler_reserve_full_isl=draw(st.booleans()),
+        max_num_queued_reqs=draw(st.sampled_from([None, 0, 1, 4, 15])) if limited else None,
+        max_num_queued_tokens=draw(st.sampled_from([None, 1, 50, 300])) if limited else None,
     )
 
 

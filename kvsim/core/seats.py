@@ -194,7 +194,8 @@ class Scheduler(Protocol):
     meaning of leaving it out) it is called before each step, and the replica cannot leap. A policy that preempts only
     when blocks are short may say so with ``preempts_by_choice = False``: a decode replica is then quicker to simulate.
     One that must remember something of a replica makes it in ``start()``, called once per replica, and finds it in
-    ``replica.memory``. ``max_num_scheduled_tokens``, if there and not None, is a smaller budget of a step.
+    ``replica.memory``. ``max_num_scheduled_tokens``, if there and not None, is a smaller budget of a step;
+    ``max_num_queued_reqs`` and ``max_num_queued_tokens`` are limits of the front end (``kvsim/engine/frontend.py``).
     """
 
     @property

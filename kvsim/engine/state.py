@@ -312,6 +312,11 @@ class ReplicaState:
         return len(self.running_now) + len(self.waiting)
 
     @property
+    def alive_count(self) -> int:
+        """Requests that came here and have not ended, as those who sent them see it."""
+        return len(self.running_now) + len(self.waiting) + len(self.inbox) - len(self._given_up)
+
+    @property
     def decodes_in_flight(self) -> int:
         """Decodes that take part in the stretch in flight."""
         return self._decodes if self.stretch_steps else 0

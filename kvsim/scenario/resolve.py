@@ -14,7 +14,7 @@ import kvsim.hardware
 import kvsim.models
 from kvsim import __version__
 from kvsim.core import plugins
-from kvsim.core.cluster import Cluster, Pool, RunOptions
+from kvsim.core.cluster import QUEUE_LIMITS, Cluster, Pool, RunOptions
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
 from kvsim.core.layout import Layout
@@ -338,6 +338,13 @@ class _PoolResolver:
         fields = seats.parameters_of(type(scheduler))
         scheduler = dataclasses.replace(scheduler, **{name: n for name, n in limits.items() if name in fields})
         source = self.scenario.source
+        for name in QUEUE_LIMITS:
+            if self.keys.role != "mixed" and getattr(scheduler, name, None) is not None:
+                raise source.error(
+                    f"queue limits are modelled in mixed pools only, this is a {self.keys.role} pool",
+                    (*key, name),
+                    "leave it out",
+                )
         if getattr(scheduler, "async_scheduling", False):
             if self.keys.role != "mixed":
                 raise source.error(

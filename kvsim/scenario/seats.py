@@ -36,7 +36,7 @@ VERBS = {
 }
 """What a policy must have to sit in a seat (``kvsim/core/seats.py``)."""
 
-QUANTITIES = ("_s", "_bytes", "_tokens", "_blocks", "_frac", "_per_s")
+QUANTITIES = ("_s", "_bytes", "_tokens", "_blocks", "_reqs", "_frac", "_per_s")
 COUNTS = (
     "max_num_seqs",
     "max_num_active_seqs",

@@ -57,6 +57,9 @@ class ChunkedPrefill:
     ``max_num_active_seqs`` ends admission before ``max_num_seqs``, ``max_num_scheduled_tokens`` the budget before
     ``max_num_batched_tokens``; None: the same. With ``prefill_schedule_interval`` n, prompts take part in one step of
     n only, as long as anybody decodes and nobody is left waiting by a step in which they do.
+
+    The front end, which is one for all replicas, refuses a request if there would be more than ``max_num_queued_reqs``,
+    waiting or running, or if the prompts without a first token make ``max_num_queued_tokens`` already.
     """
 
     max_num_seqs: int = 256
@@ -71,6 +74,8 @@ class ChunkedPrefill:
     max_num_active_seqs: int | None = None
     max_num_scheduled_tokens: int | None = None
     prefill_schedule_interval: int = 1
+    max_num_queued_reqs: int | None = None
+    max_num_queued_tokens: int | None = None
 
     every_step = False
     preempts_by_choice = False

@@ -380,3 +380,27 @@ def test_prefill_schedule_interval_lets_the_last_token_of_a_prompt_pass(play: Pl
     rows: tuple[Row, ...] = ((0, "A[0:4]", 12), (1, "A[0:4];u1[0:1]", 1), (1, "A[0:4];u2[0:2]", 1))
     steps = play(*rows, prefill_schedule_interval=4, enable_prefix_caching=True)
     assert [starts(steps, request)[0] for request in (1, 2)] == [1, 4]
+
+
+# -- limits of the front end (read, not recorded) --------------------------------------------------------------------
+
+
+def arrived(steps: list[Step]) -> list[int]:
+    """Requests that the front end took."""
+    return [request for step in steps for request in step.get("arrived", ())]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_max_num_queued_reqs_refuses_at_arrival_while_so_many_are_alive(play: Play, ahead: bool) -> None:
+    """Request 0 ends at 3 ms: request 2 comes half a millisecond too early."""
+    rows: tuple[Row, ...] = ((0, "u0[0:4]", 3), (0.5, "u1[0:4]", 9), (2.5, "u2[0:4]", 1), (3, "u3[0:4]", 1))
+    assert arrived(play(*rows, max_num_queued_reqs=2, async_scheduling=ahead)) == [0, 1, 3]
+    assert arrived(play(*rows, max_num_queued_reqs=0, async_scheduling=ahead)) == []
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_max_num_queued_tokens_counts_whole_prompts_until_their_first_token(play: Play, ahead: bool) -> None:
+    """Request 0 has its first token at 2 ms, after two chunks. The prompt of whoever asks does not count."""
+    rows: tuple[Row, ...] = ((0, "u0[0:20]", 9), (1.5, "u1[0:1]", 1), (2, "u2[0:30]", 1), (2.5, "u3[0:1]", 1))
+    assert arrived(play(*rows, max_num_queued_tokens=5, async_scheduling=ahead)) == [0, 2]
+    assert arrived(play(*rows, max_num_queued_tokens=21, async_scheduling=ahead)) == [0, 1, 2]
