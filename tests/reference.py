@@ -51,6 +51,8 @@ class PoolSpec:
     preempt_victim: Literal["latest", "least_context", "most_context"] = "latest"
     host_blocks: int = 0
     block_copy_s: float = 0.0
+    max_num_queued_reqs: int | None = None
+    max_num_queued_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -614,6 +616,9 @@ class Reference:
         if self.options.reject_oversized and self.never_fits(request):
             self.end(request, "rejected", "exceeds_kv_pool")
             return
+        if limit := self.broken_limit(request):
+            self.end(request, "rejected", limit)
+            return
         if self.options.client_timeout_ns is not None:
             self.at(self.now + self.options.client_timeout_ns, request, self.give_up)
         replica = self.route(request, 0)
@@ -624,6 +629,17 @@ class Reference:
         replica.waiting.append(request)
         replica.arrived.append(request.id)
         replica.touched = True
+
+    def broken_limit(self, request: Request) -> str:
+        """The front end's limits on who is alive, and on prompt tokens without an answer."""
+        pool = self.pools[0][0].pool
+        alive = [r for r in self.requests if r.arrival is not None and r.finish is None and r is not request]
+        if pool.max_num_queued_reqs is not None and len(alive) + 1 > pool.max_num_queued_reqs:
+            return "max_num_queued_reqs"
+        unanswered = sum(r.prompt for r in alive if r.generated == 0)
+        if pool.max_num_queued_tokens is not None and unanswered >= pool.max_num_queued_tokens:
+            return "max_num_queued_tokens"
+        return ""
 
     def never_fits(self, request: Request) -> bool:
         peak = request.prompt + request.output - 1

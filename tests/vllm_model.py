@@ -193,6 +193,7 @@ class VllmModel:
         self.identities: dict[tuple[int, tuple[Token, ...]], int] = {}
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self.taken: list[Request] = []  # by the front end
         self.steps: list[dict[str, Any]] = []
         self.executed_steps = 0
         self.last_prefill_step = -config.prefill_schedule_interval
@@ -217,9 +218,11 @@ class VllmModel:
 
     def run_one_at_a_time(self) -> None:
         now = 0
+        rests = False  # nothing could be scheduled: not before somebody is handed over
         while True:
             arrived = self.hand_over(now)
-            if self.waiting or self.running:
+            rests = rests and not arrived
+            if (self.waiting or self.running) and not rests:
                 step = self.plan(now, now, arrived)
                 self.apply(step)
                 now = step.end_ns
@@ -227,22 +230,25 @@ class VllmModel:
                     continue
             if not self.coming:
                 return
+            rests = True
             now = self.coming[0].arrival_ns
 
     def run_two_in_flight(self) -> None:
         """A step is planned as soon as fewer than two are in flight: one runs, one waits for the device."""
         now, device_free_ns = 0, 0
         in_flight: deque[Step] = deque()
+        rests = False
         while True:
             arrived = self.hand_over(now)
-            if self.waiting or self.running:
+            rests = rests and not arrived
+            if (self.waiting or self.running) and not rests:
                 step = self.plan(now, max(now, device_free_ns), arrived)
                 if step.chunks:
                     device_free_ns = step.end_ns
                 in_flight.append(step)
                 if len(in_flight) < 2 and step.chunks:
                     continue
-            if in_flight:
+            if in_flight and not rests:
                 step = in_flight.popleft()
                 self.apply(step)
                 now = max(now, step.end_ns)
@@ -250,6 +256,7 @@ class VllmModel:
                     continue
             if not self.coming:
                 return
+            rests = True
             now = max(now, self.coming[0].arrival_ns)
 
     def hand_over(self, now: int) -> list[Request]:
@@ -257,6 +264,7 @@ class VllmModel:
         while self.coming and self.coming[0].arrival_ns <= now:
             request = self.coming.popleft()
             if self.accepted(request):
+                self.taken.append(request)
                 request.tokens = list(request.prompt)
                 self.extend_chain(request)
                 self.waiting.append(request)
@@ -266,14 +274,16 @@ class VllmModel:
         return arrived
 
     def accepted(self, request: Request) -> bool:
-        """The front end's own limits: context length, requests in flight, prompt tokens not yet answered."""
-        alive = self.waiting + self.running
+        """The front end's own limits, at arrival: context length, requests alive, prompt tokens not yet answered."""
+        now = request.arrival_ns
+        alive = [r for r in self.taken if r.finish_ns is None or r.finish_ns > now]
+        unanswered = sum(len(r.prompt) for r in alive if r.first_token_ns is None or r.first_token_ns > now)
         requests, tokens = self.config.max_num_queued_reqs, self.config.max_num_queued_tokens
         if len(request.prompt) >= self.config.max_model_len:
             return False
         if requests is not None and len(alive) + 1 > requests:
             return False
-        return tokens is None or sum(len(r.prompt) for r in alive if r.generated == 0) < tokens
+        return tokens is None or unanswered < tokens
 
     def extend_chain(self, request: Request) -> None:
         """A block's identity is its tokens and the identity of the block before it."""

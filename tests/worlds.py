@@ -106,6 +106,8 @@ def scheduler_of(spec: PoolSpec) -> Scheduler:
         enable_chunked_prefill=spec.enable_chunked_prefill,
         scheduler_reserve_full_isl=spec.scheduler_reserve_full_isl,
         watermark=spec.watermark,
+        max_num_queued_reqs=spec.max_num_queued_reqs,
+        max_num_queued_tokens=spec.max_num_queued_tokens,
     )
 
 
@@ -274,9 +276,11 @@ def traces(draw: st.DrawFn, max_requests: int = 40, sessions: bool = False) -> T
 @st.composite
 def pools(draw: st.DrawFn, role: Literal["mixed", "prefill", "decode"] = "mixed", max_replicas: int = 4) -> PoolSpec:
     """Tiny pools that preempt much, both schedulers, all routers."""
+    scheduler: Literal["chunked_prefill", "prefill_first"]
+    scheduler = draw(st.sampled_from(["chunked_prefill", "chunked_prefill", "prefill_first"]))
+    limited = role == "mixed" and scheduler == "chunked_prefill" and draw(st.integers(0, 3)) == 0
     block_size = draw(st.sampled_from([1, 2, 4, 16]))
     tokens = draw(st.sampled_from([128, 176, 256, 512, 8192]))
-    scheduler = draw(st.sampled_from(["chunked_prefill", "chunked_prefill", "prefill_first"]))
     swaps = scheduler == "prefill_first" and role == "mixed" and draw(st.booleans())
     return PoolSpec(
         cost=draw(st.sampled_from([ROUND, ODD, Silent(ODD)])),
@@ -298,6 +302,8 @@ def pools(draw: st.DrawFn, role: Literal["mixed", "prefill", "decode"] = "mixed"
         preempt_victim=draw(st.sampled_from(["latest", "least_context", "most_context"])),
         host_blocks=draw(st.sampled_from([0, 100, 1000])) // block_size if swaps else 0,
         block_copy_s=draw(st.sampled_from([0.0, 1e-3, 1.23456789e-4])) if swaps else 0.0,
+        max_num_queued_reqs=draw(st.sampled_from([None, 0, 1, 4, 15])) if limited else None,
+        max_num_queued_tokens=draw(st.sampled_from([None, 1, 50, 300])) if limited else None,
     )
 
 

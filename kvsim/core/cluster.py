@@ -10,6 +10,10 @@ from kvsim.core.seats import KVManager, Router, Scheduler, StepCost
 Role = Literal["mixed", "prefill", "decode"]
 
 
+QUEUE_LIMITS = ("max_num_queued_reqs", "max_num_queued_tokens")
+"""Fields of a scheduler that limit what the front end of its pool takes, and the reasons for which it refuses."""
+
+
 @dataclass(frozen=True)
 class HostMemory:
     """Where a replica puts the KV of requests that it swaps out: so many blocks, each copied in so many seconds.
@@ -38,6 +42,11 @@ class Pool:
     router: Router
     kv_bytes_per_token: int = 0
     host: HostMemory | None = None
+
+    @property
+    def queue_limits(self) -> tuple[int | None, ...]:
+        """Limits in the order of QUEUE_LIMITS; None: there is none."""
+        return tuple(getattr(self.scheduler, name, None) for name in QUEUE_LIMITS)
 
 
 @dataclass(frozen=True)

@@ -71,12 +71,17 @@ class Request:
         self.content: Content | None = None  # what others may have in common with it; None: nothing
         self.admission = 0
         self.joined_step = 0
-        self.finish_step = 0
+        self.finish_step = 0  # 0: it has not decoded since it was admitted
         self.phase = -1
         self.gap_from_ns = 0
         self.max_gap_ns = 0
         self.replica: object = None
         self.watched = False
+
+    @property
+    def in_prefill(self) -> bool:
+        """It runs, and part of its prompt (or recomputation) is still to be computed; not a decode that sat out."""
+        return self.state == PREFILLING and not self.finish_step
 
     def __repr__(self) -> str:
         return f"Request({self.id}, prompt_tokens={self.prompt_tokens}, output_tokens={self.output_tokens})"

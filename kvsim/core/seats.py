@@ -52,6 +52,10 @@ class ReplicaView(Protocol):
 
     id: int
     decoding_count: int
+    memory: Any
+    """What the scheduler's ``start()`` has made for this replica, None if it has no such method."""
+    steps: int
+    """Steps that have been run. Up to date in a plan only if there is a ``memory``."""
 
     @property
     def free_blocks(self) -> int: ...
@@ -138,11 +142,13 @@ class Plan(Protocol):
         whole: bool = False,
         reserve_full: bool = False,
         keep_free_blocks: int = 0,
+        most_left: int | None = None,
     ) -> bool:
         """Move the waiting head into the running list and schedule its first chunk, or change nothing.
 
         ``whole``: only if everything that is to be computed fits in the budget. ``reserve_full``: only if blocks
         for the whole prompt are free now (a test, not a reservation). ``keep_free_blocks`` must stay free after it.
+        ``most_left``: only if no more tokens than that are left to compute, after hits in the prefix cache.
         """
         ...
 
@@ -186,7 +192,7 @@ class Plan(Protocol):
         ...
 
     def review_after(self, steps: int) -> None:
-        """Call ``plan`` again after this many steps, even if nothing changed."""
+        """Call ``plan`` again after this many steps, even if nothing changed; the soonest of several counts."""
         ...
 
 
@@ -197,6 +203,9 @@ class Scheduler(Protocol):
     a review is due, or requests joined or left while something was held back. With ``every_step`` True (also the
     meaning of leaving it out) it is called before each step, and the replica cannot leap. A policy that preempts only
     when blocks are short may say so with ``preempts_by_choice = False``: a decode replica is then quicker to simulate.
+    One that must remember something of a replica makes it in ``start()``, called once per replica, and finds it in
+    ``replica.memory``. ``max_num_scheduled_tokens``, if there and not None, is a smaller budget of a step;
+    ``max_num_queued_reqs`` and ``max_num_queued_tokens`` are limits of the front end (``kvsim/engine/frontend.py``).
     """
 
     @property

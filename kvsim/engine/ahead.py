@@ -61,6 +61,10 @@ class AheadReplica(Replica):
         return here if self._at_work else here + len(self.inbox)
 
     @property
+    def alive_count(self) -> int:
+        return super().alive_count - len(self._leaving)
+
+    @property
     def waiting_tokens(self) -> int:
         here = self._waiting_tokens
         return here if self._at_work else here + sum(request.prompt_tokens for request in self.inbox)

@@ -73,6 +73,7 @@ class Books(ReplicaState):
         self._drop_running(request, scheduled, resumes=True)
         columns = self._recorder.columns
         request.state = WAITING
+        request.finish_step = 0
         request.preemptions += 1
         columns.preemptions[request.id] += 1
         self.waiting.insert(self.ready_count, request)

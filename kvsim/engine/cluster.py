@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from simpy.events import Event
 
-from kvsim.core.cluster import Cluster, Pool, RunOptions
+from kvsim.core.cluster import QUEUE_LIMITS, Cluster, Pool, RunOptions
 from kvsim.core.content import Contents
 from kvsim.core.request import ENDED, OFFERED, SENDING, Request
 from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
@@ -19,6 +19,7 @@ from kvsim.core.trace import Trace
 from kvsim.engine.ahead import AheadReplica
 from kvsim.engine.clock import ARRIVALS, ENDS, FOREVER, PLANS, Clock
 from kvsim.engine.decisions import AheadRecorder, DecisionRecorder
+from kvsim.engine.frontend import FrontEnd
 from kvsim.engine.link import Flow, SharedLink
 from kvsim.engine.pace import DecodePace
 from kvsim.engine.recorder import Recorder, RequestColumns, TimelineSamples, join_timelines
@@ -105,6 +106,10 @@ class Simulation:
         self._build_pools()
         if any(replica.cache and replica.role != "mixed" for replica in self.replicas):
             raise ValueError("prefix caching is modelled in mixed pools only")
+        first = self._pools[0]
+        self._front_end: FrontEnd | None = None
+        if any(limit is not None for limit in first.pool.queue_limits):
+            self._front_end = FrontEnd(first.pool, first.replicas, self._recorder.columns)
         contents = Contents(trace) if any(replica.cache for replica in self.replicas) else None
         self._contents = contents or None
         # Rows have more to them than times and lengths:
@@ -176,6 +181,9 @@ class Simulation:
                 raise ValueError("asynchronous scheduling is modelled in mixed pools and without client timeouts only")
             if pool.host:
                 _check_host(pool)
+            limited = any(limit is not None for limit in pool.queue_limits)
+            if limited and pool.role != "mixed":
+                raise ValueError(f"{' and '.join(QUEUE_LIMITS)} are modelled in mixed pools only")
             record = AheadRecorder if ahead else DecisionRecorder
             make = partial(AheadReplica, host_ns=round(getattr(pool.cost, "host_s", 0.0) * 1e9)) if ahead else Replica
             for _ in range(pool.replicas):
@@ -190,6 +198,7 @@ class Simulation:
                 replica.eager = (
                     bool(getattr(pool.router, "reads_counters", True) and pool.replicas > 1)
                     or pool.role == "prefill"
+                    or limited
                     or options.closed_sessions
                     or options.max_concurrency is not None
                     or options.client_timeout_ns is not None
@@ -373,6 +382,9 @@ class Simulation:
             self._clipped += 1
         if prompt_tokens + output_tokens > self._sure_to_fit and not self._fits(prompt_tokens, output_tokens):
             self._reject(i, _POOL_TOO_SMALL, now)
+            return
+        if self._front_end and (limit := self._front_end.refuses(i, prompt_tokens, now)):
+            self._reject(i, len(REASONS) + QUEUE_LIMITS.index(limit), now)
             return
         request = Request(i, now, prompt_tokens, output_tokens)
         if self._has_more:
@@ -699,7 +711,7 @@ class Simulation:
             replica_decode=columns["replica_decode"],
             status=columns["status"],
             reason=columns["reason"],
-            reasons=REASONS,
+            reasons=(*REASONS, *QUEUE_LIMITS) if self._front_end else REASONS,
             gaps=recorder.gaps.result(),
             timeline=join_timelines(self._samples),
             transfers=Transfers(

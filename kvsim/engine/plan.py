@@ -108,6 +108,7 @@ class Plan:
         whole: bool = False,
         reserve_full: bool = False,
         keep_free_blocks: int = 0,
+        most_left: int | None = None,
     ) -> bool:
         replica = self._replica
         waiting = replica.waiting
@@ -123,6 +124,9 @@ class Plan:
             found = kv.lookup(request)
             context += found
         tokens = left = request.target_tokens - context
+        if most_left is not None and left > most_left:
+            self._look_again(request)
+            return False
         if max_tokens is not None and tokens > max_tokens:
             tokens = max_tokens
         if tokens > self.budget_tokens:
@@ -302,7 +306,8 @@ class Plan:
 
     def review_after(self, steps: int) -> None:
         self.simple = False
-        self.review_steps = max(1, steps)
+        soonest = max(1, steps)
+        self.review_steps = soonest if self.review_steps is None else min(soonest, self.review_steps)
 
     # ---- books
 

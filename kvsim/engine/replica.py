@@ -583,6 +583,7 @@ class Replica(Steps):
                 self.host_free_blocks += self._host_blocks_of(request.computed_tokens)
             self.waiting.remove(request)
             self.waiting_tokens -= request.target_tokens - request.computed_tokens
+            self._asking |= self.memory is not None  # what is remembered may not be so any more
         elif self.stretch_steps:
             if self.stretch_steps > 1:
                 self._split_stretch()

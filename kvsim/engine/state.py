@@ -153,6 +153,7 @@ class ReplicaState:
         "id",
         "inbox",
         "kv",
+        "memory",
         "offers",
         "other_context",
         "peak_used_blocks",
@@ -205,8 +206,15 @@ class ReplicaState:
         self._max_gap_column = columns.max_gap_ns
         self._samples = samples
         self._leaps = leaps
+        begin = getattr(pool.scheduler, "start", None)
+        self.memory = begin() if begin else None
         self._runs_fast = (
-            leaps and not check_laws and not decisions and not samples.every_step and pool.role != "prefill"
+            leaps
+            and not check_laws
+            and not decisions
+            and not samples.every_step
+            and pool.role != "prefill"
+            and self.memory is None
         )
         self.ahead = False  # it plans a step while another one runs
         self.decisions = decisions
@@ -275,7 +283,9 @@ class ReplicaState:
         self.stretches = 0
         self.watchers = 0
         self.posted = -1
-        self._plan = Plan(cast("Books", self), pool.scheduler.max_num_batched_tokens)
+        budget_tokens = pool.scheduler.max_num_batched_tokens
+        fewer = getattr(pool.scheduler, "max_num_scheduled_tokens", None)
+        self._plan = Plan(cast("Books", self), min(fewer or budget_tokens, budget_tokens))
         self._pace = pace
         # Small batches have their pace in tables, if two numbers and no more say how long a decode step takes.
         paced = LARGEST_BATCH + 1 if self._longest_last and not getattr(pool.cost, "reads_squares", True) else 0
@@ -313,6 +323,11 @@ class ReplicaState:
     @property
     def requests_count(self) -> int:
         return len(self.running_now) + len(self.waiting)
+
+    @property
+    def alive_count(self) -> int:
+        """Requests that came here and have not ended, as those who sent them see it."""
+        return len(self.running_now) + len(self.waiting) + len(self.inbox) - len(self._given_up)
 
     @property
     def decodes_in_flight(self) -> int:

@@ -38,7 +38,6 @@ SAME_NAME = {"scheduling_policy": "policy"}
 """Arguments whose key may be called so."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "prefill_schedule_interval": (1,),
     "stream_interval": (1,),
     "scheduling_policy": ("fcfs",),
     "dtype": ("auto",),

@@ -77,10 +77,6 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             small_batch_gpus=("a100", "gb10"),
             memory=ENGINES["vllm@0.33"],
             ignored={
-                "max_num_active_seqs": _NOT_YET,
-                "max_num_queued_reqs": _NOT_YET,
-                "max_num_queued_tokens": _NOT_YET,
-                "prefill_schedule_interval": _NOT_YET,
                 "scheduling_policy": "is written scheduler.policy here",
                 "async_scheduling": "is written scheduler.async_scheduling here",
                 "stream_interval": _NOT_YET,

@@ -14,7 +14,7 @@ import kvsim.hardware
 import kvsim.models
 from kvsim import __version__
 from kvsim.core import plugins
-from kvsim.core.cluster import Cluster, HostMemory, Pool, RunOptions
+from kvsim.core.cluster import QUEUE_LIMITS, Cluster, HostMemory, Pool, RunOptions
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
 from kvsim.core.layout import Layout
@@ -340,6 +340,13 @@ class _PoolResolver:
         fields = seats.parameters_of(type(scheduler))
         scheduler = dataclasses.replace(scheduler, **{name: n for name, n in limits.items() if name in fields})
         source = self.scenario.source
+        for name in QUEUE_LIMITS:
+            if self.keys.role != "mixed" and getattr(scheduler, name, None) is not None:
+                raise source.error(
+                    f"queue limits are modelled in mixed pools only, this is a {self.keys.role} pool",
+                    (*key, name),
+                    "leave it out",
+                )
         gives_up = self.scenario.workload.client_timeout_s is not None
         if getattr(scheduler, "async_scheduling", False) is None:
             scheduler = dataclasses.replace(scheduler, async_scheduling=self.keys.role == "mixed" and not gives_up)
@@ -356,20 +363,29 @@ class _PoolResolver:
                     (*key, "async_scheduling"),
                     "set it to false, or leave out workload.client_timeout_s",
                 )
-        seqs, tokens = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+        seqs, tokens, budget = scheduler.max_num_seqs, scheduler.max_num_batched_tokens, "max_num_batched_tokens"
+        scheduled = getattr(scheduler, "max_num_scheduled_tokens", None)
+        # Without it nobody is admitted beyond a smaller budget: those who run have had a token of it each.
+        holds_prompts = getattr(scheduler, "prefill_schedule_interval", 1) > 1
+        if scheduled is not None and scheduled < tokens and (whole_prompts or holds_prompts):
+            tokens, budget = scheduled, "max_num_scheduled_tokens"
         if whole_prompts and tokens < self.max_model_len:
             raise source.error(
                 f"{tokens} is not allowed: prompts are not split, so one of up to max_model_len = "
                 f"{self.max_model_len} tokens has to fit in a step",
-                (*key, "max_num_batched_tokens"),
+                (*key, budget),
                 f"at least {self.max_model_len}, or a smaller cluster.max_model_len",
             )
         if seqs > tokens:
             raise source.error(
-                f"{seqs} is not allowed: every running request takes a token of a step, and "
-                f"max_num_batched_tokens is {tokens}",
+                f"{seqs} is not allowed: every running request takes a token of a step, and {budget} is {tokens}",
                 (*key, "max_num_seqs"),
                 f"at most {tokens}",
+            )
+        active = getattr(scheduler, "max_num_active_seqs", None)
+        if active is not None and active > seqs:
+            raise source.error(
+                f"{active} is not allowed: max_num_seqs is {seqs}", (*key, "max_num_active_seqs"), f"at most {seqs}"
             )
         return scheduler
 

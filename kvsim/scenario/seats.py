@@ -36,8 +36,15 @@ VERBS = {
 }
 """What a policy must have to sit in a seat (``kvsim/core/seats.py``)."""
 
-QUANTITIES = ("_s", "_bytes", "_tokens", "_blocks", "_frac", "_per_s", "_gib")
-COUNTS = ("max_num_seqs", "max_num_batched_tokens", "block_size")
+QUANTITIES = ("_s", "_bytes", "_tokens", "_blocks", "_reqs", "_frac", "_per_s", "_gib")
+COUNTS = (
+    "max_num_seqs",
+    "max_num_active_seqs",
+    "max_num_batched_tokens",
+    "max_num_scheduled_tokens",
+    "prefill_schedule_interval",
+    "block_size",
+)
 
 
 def table(seat: str) -> Mapping[str, str]:

@@ -18,6 +18,8 @@ class _EveryStep:
         self._scheduler = scheduler
         self.max_num_seqs = scheduler.max_num_seqs
         self.max_num_batched_tokens = scheduler.max_num_batched_tokens
+        self.max_num_scheduled_tokens = getattr(scheduler, "max_num_scheduled_tokens", None)
+        self.start = getattr(scheduler, "start", lambda: None)
 
     def plan(self, replica: ReplicaView, plan: Plan) -> None:
         self._scheduler.plan(replica, plan)

@@ -57,6 +57,11 @@ def worlds(draw: st.DrawFn, policies: tuple[str, ...] = ("fcfs",)) -> Recording:
         enable_chunked_prefill=draw(st.sampled_from((True, True, False))),
         scheduler_reserve_full_isl=draw(st.booleans()),
         watermark=draw(st.sampled_from((0.0, 0.0, 0.1))),
+        max_num_active_seqs=draw(st.sampled_from((None, None, 1, 3))),
+        max_num_scheduled_tokens=draw(st.sampled_from((None, None, 6, 11))),
+        prefill_schedule_interval=draw(st.sampled_from((1, 1, 2, 3, 8))),
+        max_num_queued_reqs=draw(st.sampled_from((None, None, None, 0, 1, 3, 8))),
+        max_num_queued_tokens=draw(st.sampled_from((None, None, None, 0, 1, 20, 60))),
     )
     return Recording("random", dataclasses.asdict(config), COST, rows, [])
 

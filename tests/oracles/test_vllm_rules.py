@@ -1,7 +1,8 @@
 """The rules of vLLM 0.33's scheduler, one test each, in worlds so small that the answer is known on paper.
 
-The numbers are those of the recorded rules (``vllm_decisions/README.md`` of the shared data). A step takes 1 ms; blocks
-hold 4 tokens. ``PLAYERS`` says who is asked; vLLM 0.33.0 itself, asked through ``tools/record_vllm``, answers the same.
+The numbers (settings at the end have none) are those of the recorded rules (``vllm_decisions/README.md`` of the shared
+data). A step takes 1 ms; blocks hold 4 tokens. ``PLAYERS`` says who is asked; vLLM 0.33.0 itself, asked through
+``tools/record_vllm``, answers the same.
 """
 
 import dataclasses
@@ -323,3 +324,83 @@ def test_rule_28_prompts_that_fill_the_context_are_rejected_and_outputs_end_ther
     assert steps[0]["arrived"] == [1, 2]
     assert [step.get("finished") for step in steps] == [[1], None, [2]]
     assert [sum(request in step["id"] for step in steps) for request in (0, 1, 2)] == [0, 1, 3]
+
+
+# -- settings that recordings of our own show ------------------------------------------------------------------------
+
+
+def test_max_num_active_seqs_ends_admission_before_max_num_seqs(play: Play) -> None:
+    """Three places, two for requests that run: the third waits for an end, the half-prefilled first one counts."""
+    rows: tuple[Row, ...] = ((0, "u0[0:20]", 2), (0, "u1[0:2]", 2), (0, "u2[0:2]", 1))
+    steps = play(*rows, max_num_seqs=3, max_num_active_seqs=2, long_prefill_token_threshold=8)
+    assert [step["running"] for step in steps] == [2, 2, 2, 1]
+    assert batches(steps)[2:4] == [[(0, 4), (2, 2)], [(0, 1)]]
+    assert max(step["running"] for step in play(*rows, max_num_seqs=3, long_prefill_token_threshold=8)) == 3
+
+
+def test_max_num_scheduled_tokens_is_the_budget_of_a_step(play: Play) -> None:
+    """The adaptive threshold still reckons with max_num_batched_tokens."""
+    rows: tuple[Row, ...] = ((0, "u0[0:20]", 1), (0, "u1[0:20]", 1))
+    steps = play(*rows, max_num_scheduled_tokens=9)
+    assert batches(steps)[:3] == [[(0, 9)], [(0, 9)], [(0, 2), (1, 7)]]
+    adaptive = {"long_prefill_token_threshold": 1, "long_prefill_token_threshold_adaptive": True}
+    assert batches(play(*rows, **adaptive, max_num_scheduled_tokens=10))[0] == [(0, 8), (1, 2)]
+    assert batches(play(*rows, max_num_scheduled_tokens=99))[0] == [(0, 16)]  # never more than max_num_batched_tokens
+
+
+def starts(steps: list[Step], request: int) -> list[int]:
+    """Numbers of the steps in which the request is scheduled."""
+    return [step["step"] for step in steps if request in step["id"]]
+
+
+def test_prefill_schedule_interval_holds_prompts_back_while_others_decode(play: Play) -> None:
+    """Steps 0, 3, 6, ... may take prompts: request 1 arrives for step 1. Nobody decodes beside request 2: no hold."""
+    steps = play((0, "u0[0:2]", 6), (1, "u1[0:2]", 1), (20, "u2[0:40]", 1), prefill_schedule_interval=3)
+    assert starts(steps, 0) == [0, 1, 2, 3, 4, 5]
+    assert starts(steps, 1) == [3]
+    assert starts(steps, 2) == [6, 7, 8]
+
+
+def test_prefill_schedule_interval_holds_later_chunks_too(play: Play) -> None:
+    """Request 1 needs three chunks beside a decode, each a turn after the one before."""
+    steps = play((0, "u0[0:2]", 12), (1, "u1[0:40]", 1), prefill_schedule_interval=4)
+    assert starts(steps, 1) == [4, 8, 12]
+    assert [step["n"] for step in steps[4:6]] == [[1, 15], [1]]
+
+
+def test_prefill_schedule_interval_stops_while_somebody_is_left_waiting(play: Play) -> None:
+    """At step 3 the budget leaves request 2 waiting, so step 4 takes prompts as well; from then on there is a hold."""
+    rows: tuple[Row, ...] = ((0, "u0[0:2]", 20), (1, "u1[0:15]", 3), (1, "u2[0:3]", 2), (5, "u3[0:3]", 1))
+    steps = play(*rows, prefill_schedule_interval=3)
+    assert [starts(steps, request)[0] for request in (1, 2, 3)] == [3, 4, 7]
+
+
+def test_prefill_schedule_interval_lets_the_last_token_of_a_prompt_pass(play: Play) -> None:
+    """One token that is not in the prefix cache is as good as a decode, and does not count as a prompt."""
+    rows: tuple[Row, ...] = ((0, "A[0:4]", 12), (1, "A[0:4];u1[0:1]", 1), (1, "A[0:4];u2[0:2]", 1))
+    steps = play(*rows, prefill_schedule_interval=4, enable_prefix_caching=True)
+    assert [starts(steps, request)[0] for request in (1, 2)] == [1, 4]
+
+
+# -- limits of the front end (read, not recorded) --------------------------------------------------------------------
+
+
+def arrived(steps: list[Step]) -> list[int]:
+    """Requests that the front end took."""
+    return [request for step in steps for request in step.get("arrived", ())]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_max_num_queued_reqs_refuses_at_arrival_while_so_many_are_alive(play: Play, ahead: bool) -> None:
+    """Request 0 ends at 3 ms: request 2 comes half a millisecond too early."""
+    rows: tuple[Row, ...] = ((0, "u0[0:4]", 3), (0.5, "u1[0:4]", 9), (2.5, "u2[0:4]", 1), (3, "u3[0:4]", 1))
+    assert arrived(play(*rows, max_num_queued_reqs=2, async_scheduling=ahead)) == [0, 1, 3]
+    assert arrived(play(*rows, max_num_queued_reqs=0, async_scheduling=ahead)) == []
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_max_num_queued_tokens_counts_whole_prompts_until_their_first_token(play: Play, ahead: bool) -> None:
+    """Request 0 has its first token at 2 ms, after two chunks. The prompt of whoever asks does not count."""
+    rows: tuple[Row, ...] = ((0, "u0[0:20]", 9), (1.5, "u1[0:1]", 1), (2, "u2[0:30]", 1), (2.5, "u3[0:1]", 1))
+    assert arrived(play(*rows, max_num_queued_tokens=5, async_scheduling=ahead)) == [0, 2]
+    assert arrived(play(*rows, max_num_queued_tokens=21, async_scheduling=ahead)) == [0, 1, 2]

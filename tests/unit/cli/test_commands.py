@@ -95,8 +95,9 @@ def test_overwrite_replaces_a_result(scenario: Path) -> None:
 
 
 def test_decisions_are_one_json_object_per_step(scenario: Path) -> None:
-    kvsim_exits(0, "run", "s.yaml", "--out", "a", "--quiet", "--decisions", "d.jsonl.gz")
-    kvsim_exits(0, "run", "s.yaml", "--out", "b", "--quiet", "--decisions", "d.jsonl", "--set", "cluster.replicas=2")
+    synchronous = ("--quiet", "--set", "scheduler.async_scheduling=false")
+    kvsim_exits(0, "run", "s.yaml", "--out", "a", *synchronous, "--decisions", "d.jsonl.gz")
+    kvsim_exits(0, "run", "s.yaml", "--out", "b", *synchronous, "--decisions", "d.jsonl", "--set", "cluster.replicas=2")
     steps = [json.loads(line) for line in gzip.decompress(Path("d.jsonl.gz").read_bytes()).splitlines()]
     summary = json.loads(Path("a/summary.json").read_text())
     assert len(steps) == summary["kvsim"]["steps"]
@@ -117,7 +118,7 @@ def test_decisions_equal_a_recording_of_vllm(shared_data: Path, tmp_path: Path) 
     (tmp_path / "s.yaml").write_text(
         "workload: {trace: {path: t.csv}}\n"
         f"cluster: {{max_model_len: {config['max_model_len']}}}\n"
-        f"scheduler: {{max_num_seqs: {config['max_num_seqs']},\n"
+        f"scheduler: {{async_scheduling: false, max_num_seqs: {config['max_num_seqs']},\n"
         f"            max_num_batched_tokens: {config['max_num_batched_tokens']}}}\n"
         f"kv: {{block_size: {config['block_size']}, num_gpu_blocks_override: {config['num_gpu_blocks']}}}\n"
         "cost: affine\n"

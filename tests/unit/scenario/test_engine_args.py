@@ -147,6 +147,8 @@ def test_mistakes_are_refused(line: str, problem: str) -> None:
         "",
         "--max-num-seqs 17 --max-num-batched-tokens 999 -tp 2",
         "--watermark 0.01 --long-prefill-token-threshold 128 --long-prefill-token-threshold-adaptive --block-size 8",
+        "--max-num-active-seqs 7 --max-num-scheduled-tokens 1500 --prefill-schedule-interval 3",
+        "--max-num-queued-reqs 0 --max-num-queued-tokens 100000",
         "--no-scheduler-reserve-full-isl --max-model-len 1000 --no-enable-chunked-prefill -dp 2",
         "--kv-cache-memory-bytes 5G --gpu-memory-utilization 0.5 --num-gpu-blocks-override 100",
         "--async-scheduling --enable-prefix-caching",

@@ -53,10 +53,8 @@ def test_defaults_are_those_of_the_preset(folder: Path) -> None:
     assert (pool.keys["kv"]["block_size"], pool.keys["kv"]["gpu_memory_utilization"]) == (16, 0.92)
     assert pool.pool.kv_blocks == pool.ledger.blocks
     assert resolved.cluster.max_model_len == 131072
-    assert resolved.notes == (
-        "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)",
-        "async scheduling: off (vLLM's default is on; scheduler.async_scheduling turns it on)",
-    )
+    assert pool.pool.scheduler.async_scheduling is True
+    assert resolved.notes == ("prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)",)
 
 
 def test_keys_beat_the_preset(folder: Path) -> None:
@@ -150,6 +148,16 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
         ),
         ("scheduler: {max_num_seqs: 9000}\n", "3: scheduler.max_num_seqs: 9000 is not allowed: every running request "),
         (
+            "scheduler: {max_num_seqs: 9, max_num_active_seqs: 10}\n",
+            "3: scheduler.max_num_active_seqs: 10 is not allowed: max_num_seqs is 9; at most 9",
+        ),
+        (
+            "scheduler: {max_num_scheduled_tokens: 500, prefill_schedule_interval: 2}\n",
+            "3: scheduler.max_num_seqs: 1024 is not allowed: every running request takes a token of a step, and "
+            "max_num_scheduled_tokens is 500",
+        ),
+        ("scheduler: {prefill_schedule_interval: 0}\n", "3: scheduler.prefill_schedule_interval: 0 is not allowed"),
+        (
             "scheduler: {name: prefill_first, max_num_batched_tokens: 2048}\n",
             "3: scheduler.max_num_batched_tokens: 2048 is not allowed: prompts are not split, so one of up to "
             "max_model_len = 131072 tokens has to fit in a step; at least 131072",
@@ -186,14 +194,14 @@ def test_prefix_caching_is_said_to_be_off_or_to_have_nothing_to_find(folder: Pat
     ]
 
 
-def test_async_scheduling_is_said_to_be_off_and_outputs_may_end_by_a_stop_token(folder: Path) -> None:
-    off = resolve(Scenario.load(written(folder, "")))
-    assert [note for note in off.notes if "async" in note] == [
-        "async scheduling: off (vLLM's default is on; scheduler.async_scheduling turns it on)"
-    ]
-    on = resolve(
-        Scenario.load(written(folder, "scheduler: {async_scheduling: true}\n"), {"workload": {"outputs_end_by": "eos"}})
-    )
+def test_async_scheduling_is_on_unless_it_cannot_be_and_outputs_may_end_by_a_stop_token(folder: Path) -> None:
+    path = written(folder, "")
+    for keys in ({"scheduler": {"async_scheduling": False}}, {"workload": {"client_timeout_s": 5.0}}):
+        off = resolve(Scenario.load(path, keys))
+        assert off.pools[0].pool.scheduler.async_scheduling is False
+        assert "async scheduling: off (vLLM's default is on)" in off.notes
+    on = resolve(Scenario.load(written(folder, ""), {"workload": {"outputs_end_by": "eos"}}))
+    assert on.pools[0].pool.scheduler.async_scheduling is True
     assert not any("async" in note for note in on.notes)
     assert on.trace.ends_by_eos is not None
     assert on.trace.ends_by_eos.all()
@@ -233,7 +241,7 @@ def test_a_generated_trace_follows_the_seed() -> None:
 
 def test_a_pool_smaller_than_the_longest_request_is_noted(folder: Path) -> None:
     notes = resolve(Scenario.load(written(folder, "kv: {num_gpu_blocks_override: 101}\n"))).notes
-    assert notes[2] == (
+    assert notes[1] == (
         "KV holds 1600 tokens, less than max_model_len 131072: vLLM would not start; here requests that can never "
         "fit are rejected"
     )
