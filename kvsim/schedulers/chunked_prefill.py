@@ -92,7 +92,7 @@ class ChunkedPrefill:
         if cadence:
             holds = cadence.holds(replica)
             budget_tokens = plan.budget_tokens + replica.decoding_count
-        if plan.tight(1 if holds else max_chunk):
+        if plan.tight(max_chunk):
             for request in plan.in_order():
                 if plan.budget_tokens == 0:
                     break

@@ -382,6 +382,16 @@ def test_prefill_schedule_interval_lets_the_last_token_of_a_prompt_pass(play: Pl
     assert [starts(steps, request)[0] for request in (1, 2)] == [1, 4]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_prefill_schedule_interval_does_not_hold_a_decode_that_sat_out(play: Play, ahead: bool) -> None:
+    """In step 3 the chunk of request 0 leaves nothing to request 1, which is no prompt: it runs in the steps after."""
+    limits = {"max_num_scheduled_tokens": 8, "prefill_schedule_interval": 3, "async_scheduling": ahead}
+    adaptive = {"long_prefill_token_threshold": 1, "long_prefill_token_threshold_adaptive": True}
+    steps = play((0, "u0[0:40]", 1), (0, "u1[0:2]", 9), (0, "u2[0:1]", 1), **limits, **adaptive)
+    assert batches(steps)[:4] == [[(0, 5), (1, 2), (2, 1)], [(1, 1)], [(1, 1)], [(0, 8)]]
+    assert batches(steps)[4:7] == [[(1, 1)], [(1, 1)], [(0, 8)]]
+
+
 # -- limits of the front end (read, not recorded) --------------------------------------------------------------------
 
 
