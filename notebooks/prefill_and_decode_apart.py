@@ -24,7 +24,12 @@ PROJECT = HERE if (HERE / "scenarios").is_dir() else HERE.parent
 WORKLOAD = {
     "generate": {"name": "lognormal_poisson", "n": 1500, "rate_per_s": 10, "prompt_mean": 1200, "output_mean": 200}
 }
-COMMON = {"workload": WORKLOAD, "model": "llama-3.1-8b", "slo": {"ttft_ms": 500, "tpot_ms": 30, "itl_ms": 100}}
+COMMON = {
+    "workload": WORKLOAD,
+    "model": "llama-3.1-8b",
+    "scheduler": {"async_scheduling": False},  # pools that prefill or decode only have none yet: so on neither side
+    "slo": {"ttft_ms": 500, "tpot_ms": 30, "itl_ms": 100},
+}
 TOGETHER = kvsim.Scenario(**COMMON, cluster={"gpu": "h100-sxm", "replicas": 2})
 APART = kvsim.Scenario(
     **COMMON,

@@ -36,6 +36,7 @@ class GentlePrefill:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     chunk_tokens: int = 256
+    async_scheduling: bool | None = None  # planned ahead, as vLLM's own is by default
 
     every_step = False  # it never looks at the clock, so the engine may leap
 
