@@ -18,6 +18,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import kvsim
 
@@ -124,7 +125,9 @@ trade.plot(means["p99_itl_ms"].iloc[:1], means["p99_ttft_ms"].iloc[:1], "s", col
 trade.set(xlabel="P99 gap between tokens (ms)", ylabel="P99 time to first token (ms)", title="what a chunk size buys")
 trade.set(yscale="log")
 for axes in (first, gaps):
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 trade.yaxis.set_major_formatter("{x:g}")
 trade.legend()
 plt.show()
