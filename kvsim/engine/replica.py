@@ -546,6 +546,8 @@ class Replica(Steps):
         self.bookings.append((now_ns, missing, request))
         if self.eager or len(self.bookings) >= _INBOX:
             self.settle(now_ns)
+            if not self.stretch_steps:
+                self.note_peak(self.kv.free_blocks)  # its client may give up before anything is launched
         return True
 
     def _recount_sure_blocks(self, now_ns: int) -> None:

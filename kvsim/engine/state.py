@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -352,14 +352,21 @@ class ReplicaState:
     @property
     def resident_tokens(self) -> int:
         now_ns = self._simulation.now_ns
+        ends: Sequence[int]
         if now_ns < self._look_until_ns:
             return self._look_tokens  # no step has ended since the last look
         context = self._context + self.other_context
         if self.stretch_steps > 1:
-            done = self.ended_before(now_ns + 1)
+            steps, flight = self.stretch_steps, self._flight
+            if flight:
+                ends, first = flight.before, self._flight_place + 1
+                begin_ns = self.stretch_start_ns - ends[first - 1]
+            else:
+                ends, first, begin_ns = self._ends or self.ends_ns, 0, 0
+            done = bisect_right(ends, now_ns - begin_ns, first, first + steps) - first
             context += self._decodes * done
-            if done < self.stretch_steps:
-                self._look_until_ns = self.end_of(done + 1)
+            if done < steps:
+                self._look_until_ns = begin_ns + ends[first + done]
         elif self.stretch_steps:
             self._look_until_ns = self.stretch_end_ns
         self._look_tokens = context
