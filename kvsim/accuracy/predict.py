@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final
 
@@ -14,7 +14,6 @@ from kvsim.core.trace import Trace
 from kvsim.costs.hosts import host_of
 from kvsim.scenario import Scenario
 from kvsim.scenario.resolve import resolve
-from kvsim.schedulers.chunked_prefill import ChunkedPrefill
 from kvsim.sweeps.executors import Processes
 
 COSTS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -75,10 +74,8 @@ def simulate(served: Served, cost: Mapping[str, Any], trace: Trace) -> dict[str,
     keys: dict[str, Any] = {**served.scenario, "cost": {**own, **cost}}
     if served.at_client and cost["name"] in ("calibrated", "roofline"):
         keys["engine"] = {"frontend_s": host_of(served.host).frontend_s}
-    # All hosts but that one plan a step while another runs: so does the scheduler here, where it can.
-    plans_ahead = served.host != "vllm-sync" and served.client_timeout_s is None
-    if plans_ahead and "async_scheduling" in {field.name for field in fields(ChunkedPrefill)}:
-        keys["scheduler"] = {**keys["scheduler"], "async_scheduling": True}
+    if served.host == "vllm-sync":  # all others plan a step while another runs, which is the scheduler's default
+        keys["scheduler"] = {**keys["scheduler"], "async_scheduling": False}
     keys["workload"] = {
         "trace": {"path": str(served.file), "format": "canonical"},
         "max_concurrency": served.max_concurrency,

@@ -200,7 +200,7 @@ class Books(ReplicaState):
     def blocks_free_now(self) -> int:
         """Free blocks, those taken for the step in flight counted out."""
         free = self.kv.free_blocks
-        if self.stretch_steps > 1 and (done := self.steps_done):
+        if self.stretch_steps > 1 and (done := self.ended_before(self._simulation.now_ns + 1)):
             free -= self.kv.growth_blocks(self.decode_step + 1, done)
         return free
 

@@ -372,17 +372,10 @@ class ReplicaState:
         self._look_tokens = context
         return context
 
-    @property
-    def steps_done(self) -> int:
-        """Steps of the stretch in flight that have ended by now."""
-        return self.ended_before(self._simulation.now_ns + 1)
-
     def ended_before(self, time_ns: int) -> int:
         """Steps of the stretch in flight that end before that time."""
         if self._flight:
-            before, first = self._flight.before, self._flight_place + 1
-            time_ns += before[first - 1] - self.stretch_start_ns
-            return bisect_left(before, time_ns, first, first + self.stretch_steps) - first
+            return self._flight.ended_before(time_ns, self._flight_place, self.stretch_steps, self.stretch_start_ns)
         return bisect_left(self.ends_ns, time_ns, 0, self.stretch_steps)
 
     def end_of(self, step: int) -> int:
