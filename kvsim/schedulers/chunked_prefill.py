@@ -143,5 +143,5 @@ class ChunkedPrefill:
         if requests == 1:
             return None
         if self.long_prefill_token_threshold_adaptive:
-            return max(self.long_prefill_token_threshold, self.max_num_batched_tokens // requests)
+            return max(self.long_prefill_token_threshold, self.max_num_batched_tokens // max(1, requests))
         return self.long_prefill_token_threshold
