@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import heappop, heappush
 
@@ -23,7 +23,7 @@ from kvsim.engine.frontend import FrontEnd
 from kvsim.engine.link import Flow, SharedLink
 from kvsim.engine.pace import DecodePace
 from kvsim.engine.recorder import Recorder, RequestColumns, TimelineSamples, join_timelines
-from kvsim.engine.replica import Replica
+from kvsim.engine.replica import INBOX_OF_MANY, Replica
 from kvsim.engine.state import ReplicaState
 from kvsim.engine.steps import Steps
 
@@ -410,34 +410,44 @@ class Simulation:
         """Nobody looks at a replica between arrivals: put a batch of them into the inboxes, each with its time."""
         rows = self._rows
         horizon_ns = self._horizon_ns
-        longest = min(self._max_model_len, self._sure_to_fit)
-        only, column = self._only_replica, self._replica_column
+        if self._rows_fit and rows[-1][1] <= horizon_ns:
+            complete = self._complete if self._has_more else None
+            first, last = rows[0][0], rows[-1][0] + 1
+            to: int | list[int]
+            if self._only_replica:
+                to = self._only_replica.id
+                self._only_replica.enqueue_rows(rows, complete)
+            else:
+                to = self._spread(rows, complete)
+            self._recorder.columns.arrays["replica_prefill"][first:last] = to
+            self._sent += len(rows)
+        else:
+            for row in rows:
+                if row[1] > horizon_ns:
+                    self._static_ns = FOREVER
+                    return
+                self._send(row, row[1])
+                self._rows_at += 1
+        self._read_ahead()
+
+    def _spread(
+        self, rows: Sequence[tuple[int, int, int, int]], complete: Callable[[Request], None] | None
+    ) -> list[int]:
+        """Put each row into the inbox of a replica, whatever is going on there. Returns the replicas' ids."""
         replicas, memory = self._pools[0].replicas, self._pools[0].memory
         route = self._pools[0].pool.router.route
-        if only and self._rows_fit and rows[-1][1] <= horizon_ns:
-            self._recorder.columns.arrays["replica_prefill"][rows[0][0] : rows[-1][0] + 1] = only.id
-            only.enqueue_rows(rows, self._complete if self._has_more else None)
-            self._sent += len(rows)
-            self._read_ahead()
-            return
-        has_more = self._has_more
+        ids = []
         for row in rows:
-            i, arrival_ns, prompt_tokens, output_tokens = row
-            if arrival_ns > horizon_ns:
-                self._static_ns = FOREVER
-                return
-            if prompt_tokens + output_tokens > longest:
-                self._send(row, arrival_ns)
-            else:
-                request = Request(i, arrival_ns, prompt_tokens, output_tokens)
-                if has_more:
-                    self._complete(request)
-                replica = only or replicas[route(request, replicas, memory)]  # no counters to bring up to date
-                column[i] = replica.id
-                replica.enqueue(request, arrival_ns)
-                self._sent += 1
-            self._rows_at += 1
-        self._read_ahead()
+            request = Request(*row)
+            if complete:
+                complete(request)
+            replica = replicas[route(request, replicas, memory)]
+            ids.append(replica.id)
+            inbox = replica.inbox
+            inbox.append(request)
+            if len(inbox) >= INBOX_OF_MANY:
+                replica.settle(row[1])
+        return ids
 
     def _complete(self, request: Request) -> None:
         """What the trace says of it besides time and lengths."""

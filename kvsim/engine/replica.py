@@ -22,7 +22,7 @@ _LONGEST_LIST = 256
 _SHORTEST_PACED = 4
 """A list of so few steps is cheaper than look-ups all over a table (cache misses)."""
 _INBOX = 512
-_INBOX_OF_MANY = 128
+INBOX_OF_MANY = 128
 """With more than one replica: what is created must still be in the processor's cache when it is looked at."""
 ROUND = 6755399441055744.0
 """1.5 * 2^52: x + ROUND - ROUND is x rounded half to even, for x below 2^51, in a third of the time of round()."""
@@ -504,7 +504,7 @@ class Replica(Steps):
     def enqueue(self, request: Request, now_ns: int) -> None:
         """A request arrives. Unless somebody watches, it is enough to look at the inbox once it is full."""
         self.inbox.append(request)
-        if self.eager or len(self.inbox) >= _INBOX_OF_MANY:
+        if self.eager or len(self.inbox) >= INBOX_OF_MANY:
             self.settle(now_ns)
 
     def enqueue_rows(

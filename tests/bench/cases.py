@@ -114,7 +114,14 @@ def measure(case: str, trace: Trace, hardware: Cluster, after: Callable[..., Non
 
 
 def replicas_32(case: str, router: Any) -> Row:
-    return measure(case, stretched(peer_trace("w2", 10_000), 1 / 32), cluster(pool(replicas=32, router=router)))
+    """32 times the arrivals of w2 in the time of w2, so that each replica has as much to do as the one of w2."""
+    return measure(case, stretched(w2_like(320_000), 1 / 32), cluster(pool(replicas=32, router=router)))
+
+
+def pd_2_2(case: str, router: Any) -> Row:
+    """Two prefill and two decode replicas; ``router`` chooses between the latter."""
+    link = Link(25_000_000_000, 1e-3)
+    return measure(case, peer_trace("w2", 10_000), cluster(pool("prefill", 2), pool("decode", 2, router), link=link))
 
 
 def parquet_1e6(case: str) -> Row:
@@ -144,10 +151,7 @@ CASES: dict[str, Callable[[str], Row]] = {
     "w2_long": lambda case: measure(case, stretched(peer_trace("w2", 10_000), 2, outputs=2), cluster(pool())),
     "replicas_32_round_robin": lambda case: replicas_32(case, RoundRobin()),
     "replicas_32_least_tokens": lambda case: replicas_32(case, LeastTokens()),
-    "pd_2_2": lambda case: measure(
-        case,
-        peer_trace("w2", 10_000),
-        cluster(pool("prefill", 2), pool("decode", 2, LeastTokens()), link=Link(25_000_000_000, 1e-3)),
-    ),
+    "pd_2_2": lambda case: pd_2_2(case, RoundRobin()),
+    "pd_2_2_least_tokens": lambda case: pd_2_2(case, LeastTokens()),
     "parquet_1e6": parquet_1e6,
 }
