@@ -31,27 +31,20 @@ class AheadReplica(Replica):
     """A replica that plans ahead.
 
     ``_seen_ns`` is when the coming step is planned: what arrived by then is known to it. ``_leaving`` are the requests
-    that got their last token in the step before, which it does not know.
+    that got their last token in the step before, which it does not know. ``_device_ns`` says how long each step of the
+    stretch in flight runs, if that is not all it takes; ``_idle``, that the step before did nothing.
     """
 
     decisions: AheadRecorder | None
 
-    __slots__ = ("_at_work", "_circles", "_device_ns", "_host_ns", "_idle", "_leaving", "_seen_ns", "_waiting_tokens",
-                 "_was", "_with_victims")  # fmt: skip
+    __slots__ = ("_at_work", "_waiting_tokens")
 
     def __init__(self, *arguments: Any, host_ns: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.ahead = True
-        self._runs_fast = self._books_ahead = False
+        self._books_ahead = False
         self._host_ns = host_ns
-        self._seen_ns = 0
-        self._device_ns: Sequence[int] = ()  # how long each step of the stretch runs, if that is not all it takes
-        self._leaving: list[Request] = []
-        self._idle = True  # the step before did nothing
         self._at_work = False
-        self._with_victims = 0  # plans
-        self._was: tuple[Any, ...] = ()  # what was left by one of them
-        self._circles = False
 
     # ---- what others see: also those who have arrived and whom no plan has seen
 
@@ -88,7 +81,10 @@ class AheadReplica(Replica):
                     self._cut_unseen(inbox[0].enters_ns)
                 if self.stretch_end_ns > now_ns:
                     break
-                self._apply()
+                if self._as_usual(self.stretch_start_ns) and self._decodes == self.decoding_count:
+                    self._run(now_ns)
+                else:
+                    self._apply()
                 continue
             seen_ns = self._seen_ns
             wake_ns = self.due_ns - 1
@@ -103,9 +99,14 @@ class AheadReplica(Replica):
                 self._arrive(seen_ns)
             elif seen_ns >= now_ns:
                 break
+            elif not self.eager and self._as_usual(self.boundary_ns):
+                self._run(now_ns)
             else:
                 self._launch()
         self._at_work = False
+
+    def _as_usual(self, start_ns: int) -> bool:
+        return super()._as_usual(start_ns) and not self._device_ns
 
     def plan_now(self, now_ns: int) -> None:
         while not self.stretch_steps and self._seen_ns == now_ns and self.due_ns == now_ns + 1 < FOREVER:
@@ -123,20 +124,22 @@ class AheadReplica(Replica):
         super()._wake(now_ns)
         self._seen_ns = self.boundary_ns
         self._idle = True
-        self._circles = False
 
     def _began(self, step: int) -> int:
         """When that step of the stretch in flight began to run; the first is 0."""
         if self._device_ns:
             return self.ends_ns[step] - self._device_ns[step]
-        return self.ends_ns[step - 1] if step else self.stretch_start_ns
+        return self.end_of(step) if step else self.stretch_start_ns
 
     def _cut_unseen(self, arrival_ns: int) -> None:
         """Of a stretch only those steps follow that are planned, when the step before begins, without this arrival."""
-        steps = 1 + bisect_left(range(self.stretch_steps), arrival_ns, key=self._began)
+        if self._flight:
+            steps = 1 + (self.stretch_start_ns < arrival_ns) + self.ended_before(arrival_ns)
+        else:
+            steps = 1 + bisect_left(range(self.stretch_steps), arrival_ns, key=self._began)
         if steps < self.stretch_steps:
             self.stretch_steps = steps
-            self.stretch_end_ns = self.due_ns = self.ends_ns[steps - 1]
+            self.stretch_end_ns = self.due_ns = self.end_of(steps)
 
     # ---- planned and launched
 
@@ -150,20 +153,22 @@ class AheadReplica(Replica):
             if self._samples.next_ns < self._seen_ns:
                 self._sample(self._seen_ns)
             self.boundary_ns = self._seen_ns
-        boundary_ns = self.stretch_start_ns = self.boundary_ns
-        plan = None
         growth = kv.growth_blocks(self.decode_step, 1)
         if (
             growth > kv.free_blocks
             or self._asking
             or ((self.waiting or self.prefilling) and (self._changed or not self._leaps))
         ):
-            plan = self._consult(boundary_ns)
+            self._send_off(self._consult(self.boundary_ns))
         else:
             self._changed = False
             self._decodes = self.decoding_count
             kv.free_blocks -= growth
-        self.note_peak(kv.free_blocks)
+            self._send_off(None)
+
+    def _send_off(self, plan: Plan | None) -> None:
+        self.stretch_start_ns = boundary_ns = self.boundary_ns
+        self.note_peak(self.kv.free_blocks)
         shape = self._compose(plan)
         if self.decisions:
             self._record(self.decisions, plan, shape)
@@ -186,7 +191,7 @@ class AheadReplica(Replica):
             self._launch_leap(shape, steps)
             return
         self._durations, self._device_ns = self._with_host([round(self._step_s(shape) * 1e9)])
-        self._ends = None
+        self._ends = self._flight = None
         self.due_ns = self.stretch_end_ns = boundary_ns + self._durations[0]
 
     def _launch_leap(self, shape: BatchShape, steps: int) -> None:
@@ -207,6 +212,8 @@ class AheadReplica(Replica):
         device = [duration - host_ns for duration in synchronous_ns]
         waits = [max(0, self._seen_ns + host_ns - self.boundary_ns)]
         waits += [max(0, host_ns - duration) for duration in device[:-1]]
+        if not any(waits):
+            return device, ()
         return [wait + duration for wait, duration in zip(waits, device, strict=True)], device
 
     def _do_nothing(self, preempted: bool) -> None:
@@ -218,26 +225,6 @@ class AheadReplica(Replica):
             self.due_ns = self._seen_ns + 1
         else:
             self._sleep()
-
-    def _look_for_circles(self) -> None:
-        """After a plan that preempted: is all as it was after another one? Then it would go on like this for ever.
-
-        Prompts that were admitted without blocks for all of them can displace each other. The replica stops planning
-        until somebody arrives. (What is compared with is replaced at the 1st, 2nd, 4th, ... such plan: R. P. Brent, "An
-        improved Monte Carlo factorization algorithm", BIT 20, 1980.)
-        """
-        self._with_victims += 1
-        replaced = self._with_victims & (self._with_victims - 1) == 0
-        brief = (self.kv.free_blocks, self.decode_step, len(self.running_now), len(self.waiting))
-        if replaced or brief == self._was[:4]:
-            requests = [*self.running_now, *self.waiting]
-            state = (
-                *brief,
-                [(request.id, request.target_tokens, self.context_tokens_of(request)) for request in requests],
-            )
-            self._circles = state == self._was
-            if replaced:
-                self._was = state
 
     def _goes_round(self) -> bool:
         """Whatever a step that only preempts leaves behind is looked at in the next one."""
@@ -306,6 +293,10 @@ class AheadReplica(Replica):
     def _release_in_order(self, chunks: Sequence[tuple[Request, int, int]], step: int) -> None:
         """That comes later."""
 
+    def _all_foreseen(self) -> bool:
+        """Nobody who is done was planned again, or displaced."""
+        return all(request.state == LEAVING for request in self._leaving)
+
     def _see_results(self) -> bool:
         """After the plan the results of the step before are seen: whoever is done leaves, in scheduling order.
 
@@ -365,6 +356,12 @@ class AheadReplica(Replica):
             start_ns = self.boundary_ns
             end_ns = start_ns + self._with_host([round(self._step_s(shape) * 1e9)])[0][0]
         decisions.planned(self, plan, self._seen_ns, start_ns, end_ns)
+
+    def _check_books(self) -> None:
+        """The inbox is not in the books."""
+        was, self._at_work = self._at_work, True
+        super()._check_books()
+        self._at_work = was
 
     def close(self, end_ns: int) -> None:
         super().close(end_ns)

@@ -171,12 +171,13 @@ class Books(ReplicaState):
     def _drop_given_up(self) -> None:
         """At the end of the step that they were still part of."""
         for request in self._given_up:
+            scheduled = next((tokens for other, _, tokens in self._chunks if other is request), 0)
             if request.state == DECODING and self._decodes:
-                self.kv.free_blocks += self.kv.growth_blocks_of(request, self.decode_step)
+                scheduled = 1
                 self._decodes -= 1
             elif request.state == HELD:
                 self._held.remove(request)
-            self._drop_running(request)
+            self._drop_running(request, scheduled)
             request.state = ENDED
         self._given_up.clear()
         self._changed = True

@@ -174,8 +174,6 @@ class Simulation:
         seeds = np.random.SeedSequence(options.seed).spawn(len(self._cluster.pools))
         for pool, seed in zip(self._cluster.pools, seeds, strict=True):
             members = []
-            pace = DecodePace(pool.cost.steps_s)
-            self._paces.append(pace)
             ahead = bool(getattr(pool.scheduler, "async_scheduling", False))
             if ahead and (pool.role != "mixed" or options.client_timeout_ns is not None):
                 raise ValueError("asynchronous scheduling is modelled in mixed pools and without client timeouts only")
@@ -185,7 +183,10 @@ class Simulation:
             if limited and pool.role != "mixed":
                 raise ValueError(f"{' and '.join(QUEUE_LIMITS)} are modelled in mixed pools only")
             record = AheadRecorder if ahead else DecisionRecorder
-            make = partial(AheadReplica, host_ns=round(getattr(pool.cost, "host_s", 0.0) * 1e9)) if ahead else Replica
+            hidden_ns = round(getattr(pool.cost, "host_s", 0.0) * 1e9) if ahead else 0
+            make = partial(AheadReplica, host_ns=hidden_ns) if ahead else Replica
+            pace = DecodePace(pool.cost.steps_s, hidden_ns)
+            self._paces.append(pace)
             for _ in range(pool.replicas):
                 samples = TimelineSamples(interval_ns, instants)
                 replica = make(

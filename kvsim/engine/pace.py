@@ -57,10 +57,14 @@ class DecodePace:
     and never price a later step below an earlier one (``longest_last`` True).
     """
 
-    __slots__ = ("_steps_met", "_steps_s", "all_tables", "tables")
+    __slots__ = ("_hidden_ns", "_steps_met", "_steps_s", "all_tables", "tables")
 
-    def __init__(self, steps_s: Callable[[BatchShape, int], Sequence[float] | NDArray[np.float64]]) -> None:
+    def __init__(
+        self, steps_s: Callable[[BatchShape, int], Sequence[float] | NDArray[np.float64]], hidden_ns: int
+    ) -> None:
+        """``hidden_ns`` of each step is the host's time, which planning ahead hides."""
         self._steps_s = steps_s
+        self._hidden_ns = hidden_ns
         self._steps_met = [0] * (LARGEST_BATCH + 1)
         self.tables: list[PaceTable | None] = [None] * (LARGEST_BATCH + 1)
         self.all_tables: list[PaceTable] = []  # stretches in flight may still follow one that has been outgrown
@@ -86,7 +90,7 @@ class DecodePace:
         durations = np.empty((decodes, rounds), np.int64)
         for context in range(decodes):
             shape = BatchShape(decode_requests=decodes, sampled_requests=decodes, decode_context_tokens=context)
-            durations[context] = np.rint(np.asarray(self._steps_s(shape, rounds)) * 1e9)
+            durations[context] = np.rint(np.asarray(self._steps_s(shape, rounds)) * 1e9) - self._hidden_ns
         self.tables[decodes] = table = PaceTable(durations)
         self.all_tables.append(table)
         return table, steps

@@ -77,6 +77,7 @@ class Replica(Steps):
             self._runs_fast
             and (self._cohort_ns == start_ns or not self.decoding_count)
             and not self._asking
+            and not self._circles
             and not self.offers
             and not self._given_up
             and not self.given_up_coming
@@ -88,16 +89,23 @@ class Replica(Steps):
         The same as ``_launch`` and ``_apply`` in turn, in one loop that keeps its counters in locals: this is where a
         simulation spends its time. What is not as usual (a preemption, a held decode, a sample due, an end beyond now)
         is left to them. Each round is one stretch: arrive, plan, launch, apply.
+
+        A replica that plans ahead differs in what a plan knows (what arrived until ``known``), in when an end is seen
+        (after the next plan), and in the host's time, which its steps do not take unless nothing ran meanwhile.
         """
         (
             inbox, waiting, prefilling, running_now, finishing, kv, growth_blocks, release, join, step_s, steps_s,
             decode_line, gap_starts, gap_sizes, values, weights, decode_shape, samples, longest_last, total_blocks,
             behind, bookings, paces, paced, finish_column, max_gap_column, first_token_column, computed_column, cache,
         ) = self._tools  # fmt: skip
+        ahead, leaving, host_ns = self.ahead, self._leaving, self._host_ns
+        rounding = ROUND + host_ns
         sample_ns = samples.next_ns
         steps_run = stretches_run = 0
         least_free = total_blocks - self.peak_used_blocks
         start = self.boundary_ns
+        known = self._seen_ns if ahead else start
+        idle = self._idle
         decodes = self.decoding_count
         context, squares, step = self._context, self._squares, self.decode_step
         duration, leap = self._duration, self._leap
@@ -120,12 +128,13 @@ class Replica(Steps):
                 pace = self._flight
                 if pace:
                     place = self._flight_place
-                    largest = pace.duration[place + steps - 1]
+                    largest = lasted = pace.duration[place + steps - 1]
                 else:
                     launched = self.durations_ns
                     if len(launched) != steps:
                         launched = launched[:steps]
-                    largest = int(launched[-1] if longest_last else max(launched))
+                    lasted = int(launched[-1])
+                    largest = lasted if longest_last else int(max(launched))
                     durations = launched if isinstance(launched, list) else launched.tolist()
                     if behind:
                         self._gaps.add(durations[:1], decodes - len(behind), durations[0])
@@ -135,8 +144,8 @@ class Replica(Steps):
             else:
                 # ---- arrive
                 arrival_ns = inbox[0].enters_ns if inbox else FOREVER
-                if arrival_ns <= start:
-                    while arrival_ns <= start:
+                if arrival_ns <= known:
+                    while arrival_ns <= known:
                         request = inbox.popleft()
                         if request.state:
                             self._deliver(request)
@@ -145,9 +154,17 @@ class Replica(Steps):
                             self.waiting_tokens += request.prompt_tokens
                         arrival_ns = inbox[0].enters_ns if inbox else FOREVER
                     self._changed = True
-                if start >= now_ns:
+                if known >= now_ns:
                     break
                 # ---- plan and launch
+                wait_ns = 0
+                if ahead:
+                    if known > start:  # the device is idle
+                        if decodes or sample_ns < known:
+                            break
+                        start = known
+                    if known + host_ns > start:
+                        wait_ns = known + host_ns - start
                 pace = None
                 chunks = None
                 once = False
@@ -159,13 +176,16 @@ class Replica(Steps):
                         self._take_bookings(start)
                     plan = self._consult(start)
                     chunks = plan.chunks
-                    # Nothing planned, or somebody was preempted or held, or swapped in:
+                    # Nothing planned, or somebody was preempted or held, or swapped in, or has a last step for nothing:
                     if (
                         not (chunks or plan.joined)
                         or self._decodes != decodes + plan.joined
+                        or plan.preempted
                         or self._asking
                         or self._to_copy
+                        or (leaving and not self._all_foreseen())
                     ):
+                        self._seen_ns, self._idle = known, idle
                         self._duration, self._leap = duration, leap
                         self.steps += steps_run
                         self.stretches += stretches_run
@@ -183,11 +203,20 @@ class Replica(Steps):
                         shape.sampled_requests += decodes
                     shape.decode_requests = decodes + plan.chunk_decodes
                     steps = 1
-                    largest = round(step_s(shape) * 1e9)
+                    lasted = round(step_s(shape) * 1e9) - host_ns
+                    largest = wait_ns + lasted
                     end = start + largest
                     free = kv.free_blocks
+                    if leaving:
+                        if free < least_free:
+                            self.note_peak(free)
+                            least_free = free
+                        self._see_results()
+                        free = kv.free_blocks
                     if end > now_ns or largest >= LONGEST_PACKED_NS:
                         self._chunks = chunks
+                        self._seen_ns, self._idle = known, False
+                        self._device_ns = (lasted,) if wait_ns else ()
                         self._duration = duration
                         self.steps += steps_run
                         self.stretches += stretches_run
@@ -199,10 +228,19 @@ class Replica(Steps):
                     if decodes:
                         values.append(largest)
                         weights += (decodes - len(behind) if behind else decodes, 1)
+                elif leaving and not self._all_foreseen():
+                    break
                 elif not decodes:
-                    if waiting or prefilling or arrival_ns > now_ns or sample_ns < arrival_ns:
+                    if leaving and not (waiting or prefilling):
+                        self._see_results()
+                        known = start + wait_ns  # a plan without tokens takes the host's time, while nothing else runs
+                        idle = True
+                        continue
+                    if leaving or waiting or prefilling or arrival_ns > now_ns or sample_ns < arrival_ns:
                         break
-                    start = arrival_ns  # idle until then
+                    if start < arrival_ns:
+                        start = arrival_ns  # idle until then
+                    known, idle = start, True
                     continue
                 else:
                     finish, admission, request = finishing[0]
@@ -222,29 +260,33 @@ class Replica(Steps):
                         begin_ns = start - sums[place]
                         after = place + steps
                         if begin_ns + sums[after - 1] >= arrival_ns:  # the last one is launched after the arrival
-                            after = bisect_left(sums, arrival_ns - begin_ns, place + 1, after)
+                            after = ahead + bisect_left(sums, arrival_ns - begin_ns, place + 1 - ahead, after)
+                            if after > place + steps:
+                                after = place + steps
                             steps = after - place
                         end = begin_ns + sums[after]
                         if end > now_ns and steps > leap:
                             steps = leap
                             after = place + steps
                             end = begin_ns + sums[after]
-                        duration = largest = pace.duration[after - 1]
+                        duration = lasted = largest = pace.duration[after - 1]
+                        if host_ns and (wait_ns or pace.duration[place] < host_ns):
+                            break
                     else:
                         if steps > leap:
                             steps = leap
                         if duration and arrival_ns < FOREVER:
                             # Not many more than there is time for: what is beyond the arrival is thrown away.
-                            until_arrival = (arrival_ns - start) // duration + 2
+                            until_arrival = (arrival_ns - start) // duration + 2 + ahead
                             if steps > until_arrival:
-                                steps = until_arrival
+                                steps = until_arrival if until_arrival > 0 else 1
                         if steps > _LONGEST_LIST:
                             break
                         if decode_line:
                             fixed_s, token_s = decode_line(decodes)
                             upto = context + steps * decodes
                             durations = [
-                                (fixed_s + tokens * token_s) * 1e9 + ROUND - ROUND
+                                (fixed_s + tokens * token_s) * 1e9 + ROUND - rounding
                                 for tokens in range(context, upto, decodes)
                             ]
                         else:
@@ -254,25 +296,41 @@ class Replica(Steps):
                             seconds = steps_s(decode_shape, steps)
                             if type(seconds) is not list:
                                 seconds = np.asarray(seconds).tolist()
-                            durations = [s * 1e9 + ROUND - ROUND for s in seconds]
+                            durations = [s * 1e9 + ROUND - rounding for s in seconds]
                         end = start + int(sum(durations))
                         duration = int(durations[-1])
                         while end - duration >= arrival_ns:  # this one would be launched after the arrival
+                            if ahead and (len(durations) == 1 or end - duration - int(durations[-2]) < arrival_ns):
+                                break  # but planned before it
                             durations.pop()
                             end -= duration
                             duration = int(durations[-1])
                         steps = len(durations)
+                        lasted = duration
                         largest = duration if longest_last else int(max(durations))
-                    free = kv.free_blocks - growth_blocks(step, steps)
+                        if host_ns and (wait_ns or min(durations) < host_ns):
+                            break
+                    growth = growth_blocks(step, steps)
+                    free = kv.free_blocks - growth
                     if free < 0 or largest >= LONGEST_PACKED_NS:
                         break
+                    taken = 0
+                    if leaving:
+                        taken = growth_blocks(step, 1)
+                        kv.free_blocks = free = kv.free_blocks - taken
+                        if free < least_free:
+                            self.note_peak(free)
+                            least_free = free
+                        self._see_results()
+                        free = kv.free_blocks + taken - growth
                     if steps == leap < LONGEST_LEAP:
                         leap = steps * 2
                     if end > now_ns:
                         self.boundary_ns = self._cohort_ns = start
                         self.decoding_count = decodes
                         self._context, self._squares, self.decode_step = context, squares, step
-                        kv.free_blocks -= growth_blocks(step, 1)
+                        kv.free_blocks -= growth_blocks(step, 1) - taken
+                        self._seen_ns, self._idle, self._device_ns = known, False, ()
                         self._duration = duration
                         self.steps += steps_run
                         self.stretches += stretches_run
@@ -283,7 +341,7 @@ class Replica(Steps):
                         self._fly(start, end, steps, flown, pace, place, decode_shape, decodes, leap)
                         return
                     if sample_ns < end:
-                        kv.free_blocks -= growth_blocks(step, 1)
+                        kv.free_blocks -= growth_blocks(step, 1) - taken
                         decode_shape.decode_requests = decodes
                         if not pace:
                             place, sums = 0, [0, *map(int, accumulate(durations))]
@@ -335,6 +393,12 @@ class Replica(Steps):
                 while finishing and finishing[0][0] <= step:
                     finish, admission, request = heappop(finishing)
                     if request.finish_step != finish or request.admission != admission or request.state != DECODING:
+                        continue
+                    if ahead:
+                        self.decoding_count, self._context, self._squares = decodes, context, squares
+                        self.decode_step, self._cohort_ns = step, end
+                        self._finish_decode(request, end)
+                        decodes, context, squares = self.decoding_count, self._context, self._squares
                         continue
                     request_context = request.prompt_tokens + request.output_tokens - 1
                     decodes -= 1
@@ -398,18 +462,31 @@ class Replica(Steps):
             else:
                 ends = [start + int(e) for e in accumulate(durations)]
                 self._count_seconds(ends, steps, end, tokens // steps, 0)
-            start = end
+            start = known = end
+            idle = False
+            if ahead:
+                known -= lasted
         self.boundary_ns = self._cohort_ns = start
         self.decoding_count = decodes
         self._context, self._squares, self.decode_step = context, squares, step
         self._duration, self._leap = duration, leap
         self.steps += steps_run
         self.stretches += stretches_run
-        self.due_ns = start + 1 if running_now or waiting else FOREVER
+        if ahead:
+            self._seen_ns, self._idle = known, idle
+        self.due_ns = known + 1 if running_now or waiting or ahead else FOREVER
         if len(values) >= PACK_AT:
             self._gaps.pack()
-        if start < now_ns and self.due_ns < FOREVER and arrival_ns > start:
+        if known < now_ns and self.due_ns < FOREVER and arrival_ns > known:
             self._launch()
+
+    def _all_foreseen(self) -> bool:
+        """Among those whose end is seen after the coming plan there is nobody who needs more than to leave."""
+        return True
+
+    def _see_results(self) -> bool:
+        """They leave. Returns False if a step is computed for nothing."""
+        return True
 
     def _fly(
         self,
@@ -464,6 +541,7 @@ class Replica(Steps):
         if self.boundary_ns < now_ns:
             self.boundary_ns = now_ns
         self.due_ns = self.boundary_ns + 1
+        self._circles = False
 
     # ---- interruptions
 

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,10 +90,12 @@ class ReplicaState:
         "_changed",
         "_check_laws",
         "_chunks",
+        "_circles",
         "_cohort_ns",
         "_context",
         "_decode_shape",
         "_decodes",
+        "_device_ns",
         "_duration",
         "_durations",
         "_emptied",
@@ -108,8 +110,11 @@ class ReplicaState:
         "_gaps",
         "_given_up",
         "_held",
+        "_host_ns",
+        "_idle",
         "_leap",
         "_leaps",
+        "_leaving",
         "_longest_last",
         "_look_tokens",
         "_look_until_ns",
@@ -120,11 +125,13 @@ class ReplicaState:
         "_recount_in",
         "_review_ns",
         "_review_step",
+        "_rounds",
         "_runs_fast",
         "_samples",
         "_scheduler",
         "_second_end_ns",
         "_second_tokens",
+        "_seen_ns",
         "_shape",
         "_simulation",
         "_squares",
@@ -133,6 +140,8 @@ class ReplicaState:
         "_sure_blocks",
         "_to_copy",
         "_tools",
+        "_was",
+        "_with_victims",
         "admissions",
         "ahead",
         "bookings",
@@ -216,7 +225,17 @@ class ReplicaState:
             and pool.role != "prefill"
             and self.memory is None
         )
-        self.ahead = False  # it plans a step while another one runs
+        # preemption after preemption
+        self._with_victims = 0  # plans with victims
+        self._was: tuple[Any, ...] = ()  # what was left by one of them,
+        self._rounds = 0  # and so many times since
+        self._circles = False
+        # planning ahead: ``AheadReplica``
+        self.ahead = False
+        self._host_ns = self._seen_ns = 0
+        self._leaving: list[Request] = []
+        self._device_ns: Sequence[int] = ()
+        self._idle = True
         self.decisions = decisions
         self._check_laws = check_laws
         # host memory

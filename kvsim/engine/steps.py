@@ -15,6 +15,7 @@ from kvsim.engine.clock import FOREVER
 from kvsim.engine.plan import Plan
 
 SHORTEST_LEAP, LONGEST_LEAP = 4, 4096
+_ROUNDS = 100
 
 
 class Steps(Books):
@@ -27,6 +28,9 @@ class Steps(Books):
     def _launch(self) -> None:
         """Plan the step that starts at the boundary and send it off, with as many like it as are sure to follow."""
         start = self.boundary_ns
+        if self._circles:
+            self.due_ns = FOREVER
+            return
         if self.bookings:
             self._take_bookings(start)
         if self.offers:
@@ -50,6 +54,8 @@ class Steps(Books):
         self.stretch_start_ns = start = self.boundary_ns
         self.note_peak(self.kv.free_blocks)
         shape = self._compose(plan)
+        if plan and plan.preempted:
+            self._look_for_circles()
         if shape is None:
             self._sleep()
             if self.decisions and plan:
@@ -176,6 +182,30 @@ class Steps(Books):
             self.kv.free_blocks, [(request.id, request.target_tokens) for request in self.waiting]
         )  # fmt: skip
         return was == self._emptied
+
+    def _look_for_circles(self) -> None:
+        """After a plan that preempted: is all as it was after another one? Then it may go on like this for ever.
+
+        Prompts that were admitted without blocks for all of them can displace each other. After ``_ROUNDS`` of it (a
+        policy may look at the time, or remember) the replica stops planning until something comes or goes. (What is
+        compared with is replaced at the 1st, 2nd, 4th, ... such plan: R. P. Brent, "An improved Monte Carlo
+        factorization algorithm", BIT 20, 1980.)
+        """
+        self._with_victims += 1
+        replaced = self._with_victims & (self._with_victims - 1) == 0
+        brief = (self.kv.free_blocks, self.decode_step, len(self.running_now), len(self.waiting))
+        if replaced or brief == self._was[:4]:
+            requests = [*self.running_now, *self.waiting]
+            state = (
+                *brief,
+                [(request.id, request.target_tokens, self.context_tokens_of(request)) for request in requests],
+            )
+            if state == self._was:
+                self._rounds += 1
+                self._circles = self._rounds >= _ROUNDS
+            if replaced:
+                self._was = state
+                self._rounds = 0
 
     def _sure_steps(self) -> int:
         """How many steps from here on are sure to have the same batch, as far as this replica can know."""

@@ -279,7 +279,7 @@ class PrefixPool(PagedPool):
             content.table = _Table(self._chain(content))
         table: _Table = content.table
         if table.named < table.shared:
-            self._register(request, table, full)
+            self._name(table, full)
         if table.pieces and request in table.pieces[-1][0].live:
             self._retire(request, table)
         free = blocks - table.named
@@ -356,7 +356,7 @@ class PrefixPool(PagedPool):
             return
         table: _Table = request.content.table
         if table.pieces and request in table.pieces[-1][0].live:
-            self._register(request, table, context_tokens // self._block_size)
+            self._name(table, context_tokens // self._block_size)
             self._retire(request, table)
 
     # ---- names

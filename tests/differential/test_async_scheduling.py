@@ -33,6 +33,7 @@ def async_worlds(draw: st.DrawFn) -> Recording:
     return dataclasses.replace(world, config=world.config | changes, requests=rows)
 
 
+@settings(deadline=None)
 @given(async_worlds())
 def test_steps_and_times_are_those_of_the_model(recording: Recording) -> None:
     try:
