@@ -31,8 +31,9 @@ class AheadReplica(Replica):
     """A replica that plans ahead.
 
     ``_seen_ns`` is when the coming step is planned: what arrived by then is known to it. ``_leaving`` are the requests
-    that got their last token in the step before, which it does not know. ``_device_ns`` says how long each step of the
-    stretch in flight runs, if that is not all it takes; ``_idle``, that the step before did nothing.
+    that got their last token in the step before, which it has not seen; ``_unforeseen``: nor can it know of some that
+    it is the last. ``_device_ns`` says how long each step of the stretch in flight runs, if that is not all it takes;
+    ``_idle``, that the step before did nothing.
     """
 
     decisions: AheadRecorder | None
@@ -288,14 +289,11 @@ class AheadReplica(Replica):
         super()._end_request(request, end_ns)
         request.state = state
         self._leaving.append(request)
+        self._unforeseen |= request.ends_by_eos
         self._changed = True
 
     def _release_in_order(self, chunks: Sequence[tuple[Request, int, int]], step: int) -> None:
         """That comes later."""
-
-    def _all_foreseen(self) -> bool:
-        """Nobody who is done was planned again, or displaced."""
-        return all(request.state == LEAVING for request in self._leaving)
 
     def _see_results(self) -> bool:
         """After the plan the results of the step before are seen: whoever is done leaves, in scheduling order.
@@ -306,7 +304,8 @@ class AheadReplica(Replica):
         if not leaving:
             return True
         alone = True
-        leaving.sort(key=lambda request: request.admission)
+        if len(leaving) > 1:
+            leaving.sort(key=lambda request: request.admission)
         for request in leaving:
             if request.state == WAITING:  # a victim of the plan
                 self.waiting.remove(request)
@@ -320,6 +319,7 @@ class AheadReplica(Replica):
                 self._drop_running(request)
             request.state = ENDED
         leaving.clear()
+        self._unforeseen = False
         self._changed = True
         return alone
 

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from kvsim.core.request import DECODING, ENDED, HELD, WAITING, Request
+from kvsim.core.request import DECODING, ENDED, HELD, LEAVING, WAITING, Request
 from kvsim.core.shape import BatchShape
 from kvsim.engine.books import SECOND
 from kvsim.engine.clock import FOREVER
@@ -159,7 +159,7 @@ class Replica(Steps):
                 # ---- plan and launch
                 wait_ns = 0
                 if ahead:
-                    if known > start:  # the device is idle
+                    if known > start and (waiting or running_now):  # the device is idle
                         if decodes or sample_ns < known:
                             break
                         start = known
@@ -183,7 +183,7 @@ class Replica(Steps):
                         or plan.preempted
                         or self._asking
                         or self._to_copy
-                        or (leaving and not self._all_foreseen())
+                        or self._unforeseen
                     ):
                         self._seen_ns, self._idle = known, idle
                         self._duration, self._leap = duration, leap
@@ -228,7 +228,7 @@ class Replica(Steps):
                     if decodes:
                         values.append(largest)
                         weights += (decodes - len(behind) if behind else decodes, 1)
-                elif leaving and not self._all_foreseen():
+                elif self._unforeseen:
                     break
                 elif not decodes:
                     if leaving and not (waiting or prefilling):
@@ -394,7 +394,7 @@ class Replica(Steps):
                     finish, admission, request = heappop(finishing)
                     if request.finish_step != finish or request.admission != admission or request.state != DECODING:
                         continue
-                    if ahead:
+                    if ahead and (request.ends_by_eos or cache):
                         self.decoding_count, self._context, self._squares = decodes, context, squares
                         self.decode_step, self._cohort_ns = step, end
                         self._finish_decode(request, end)
@@ -404,9 +404,19 @@ class Replica(Steps):
                     decodes -= 1
                     context -= request_context
                     squares -= request_context * request_context
-                    release(request, request_context)
-                    del running_now[request]
-                    request.state = ENDED
+                    if ahead:
+                        kv.leave(request, request_context)
+                        request.computed_tokens = request_context
+                        request.target_tokens = request_context + 1
+                        request.generated_tokens = request.output_tokens
+                        request.state = LEAVING
+                        self.other_context += request_context
+                        leaving.append(request)
+                        self._changed = True
+                    else:
+                        release(request, request_context)
+                        del running_now[request]
+                        request.state = ENDED
                     i = bisect_left(gap_starts, request.gap_from_ns)
                     gap = gap_sizes[i] if i < len(gap_sizes) else 0
                     finish_column[request.id] = end
@@ -480,12 +490,8 @@ class Replica(Steps):
         if known < now_ns and self.due_ns < FOREVER and arrival_ns > known:
             self._launch()
 
-    def _all_foreseen(self) -> bool:
-        """Among those whose end is seen after the coming plan there is nobody who needs more than to leave."""
-        return True
-
     def _see_results(self) -> bool:
-        """They leave. Returns False if a step is computed for nothing."""
+        """Whoever was found to be done leaves. Returns False if a step is computed for nothing."""
         return True
 
     def _fly(

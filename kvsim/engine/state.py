@@ -140,6 +140,7 @@ class ReplicaState:
         "_sure_blocks",
         "_to_copy",
         "_tools",
+        "_unforeseen",
         "_was",
         "_with_victims",
         "admissions",
@@ -234,6 +235,7 @@ class ReplicaState:
         self.ahead = False
         self._host_ns = self._seen_ns = 0
         self._leaving: list[Request] = []
+        self._unforeseen = False
         self._device_ns: Sequence[int] = ()
         self._idle = True
         self.decisions = decisions
