@@ -94,6 +94,8 @@ def run(
     import time
 
     started_s = time.perf_counter()
+    if workers is not None and draws is None:
+        raise click.UsageError("--workers goes with --uncertainty")
     if mode is not None:
         settings = (*settings, f"engine.mode={mode}")
     loaded = load_scenario(scenario, settings, engine_args)

@@ -370,13 +370,15 @@ class _Measured(Operators):
         table = spreads()["calibrated"]
         spread = dict(table["kinds"])
         moved = self.file is not None and self.file.gpu != self.gpu.name
-        used = {"gemm": self.quantized or self.gemm, "all_reduce": self.all_reduce}
-        used |= {"prefill_attention": self.prefill_attention, "decode_attention": self.decode_attention}
+        used = {"gemm": self.quantized or self.gemm, "prefill_attention": self.prefill_attention}
+        used["decode_attention"] = self.decode_attention
+        if self.tp > 1:
+            used["all_reduce"] = self.all_reduce
         if self.mixture is not None:
             used["experts"] = self.experts[0]
         for kind, surface in used.items():
             own = spreads()["roofline"]["kinds"][kind] if surface is None else table["surface"] * surface.spread
-            spread[kind] = hypot(own, table["transfer"][kind]) if moved else own
+            spread[kind] = hypot(own, table["transfer"]) if moved else own
         return spread
 
     def notes(self) -> tuple[str, ...]:

@@ -108,7 +108,8 @@ class RooflineStep:
                     f"{gpu.name}: unknown operator kind", key=f"efficiency.{kind}", hint=f"known: {', '.join(GENERIC)}"
                 )
         self.generic_operators = tuple(kind for kind in GENERIC if kind not in gpu.efficiency)
-        self.spread: Mapping[str, float] = spreads()["roofline"]["kinds"]
+        known: Mapping[str, float] = spreads()["roofline"]["kinds"]
+        self.spread = {kind: sigma for kind, sigma in known.items() if tensor_parallel_size > 1 or kind != "all_reduce"}
         scale = Scale(cost.scale)
         gpu, host = scale.gpu(gpu, GENERIC), scale[HOST]
         operators = Operators((cost.host_step_s + cost.hidden_host_s) * host, model, gpu, tensor_parallel_size)
