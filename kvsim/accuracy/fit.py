@@ -21,6 +21,7 @@ from kvsim.accuracy.bench import Bench, Floats
 from kvsim.api import execute
 from kvsim.core.errors import InputError
 from kvsim.costs.hosts import host_of
+from kvsim.costs.scale import HOST, spreads
 from kvsim.metrics.latency import e2el_s, finished, tpot_s, ttft_s
 from kvsim.scenario import Scenario
 from kvsim.scenario.resolve import resolve
@@ -48,7 +49,8 @@ HEADER: Final = """\
 #   engine: {frontend_s: ...}    # the figure below, where times are the client's
 #
 # host_step_s     s of a step beyond its operators      host_request_s  s of it per request
-# operators       factor on the time of all operators   frontend_s      s between client and scheduler"""
+# operators       factor on the time of all operators   frontend_s      s between client and scheduler
+# ..._spread      how sure that is: standard deviation of the logarithm"""
 
 
 @dataclass(frozen=True)
@@ -270,5 +272,11 @@ def server_file(scenario: Scenario, benches: Sequence[Bench], found: Fit) -> str
     """The text of a file for ``cost: {name: calibrated, server: FILE}``; equal fits give equal bytes."""
     runs = ", ".join(f"{bench.file.name} ({len(bench.trace)} requests, {bench.client})" for bench in benches)
     source = json.dumps(f"kvsim {__version__} calibrate --from-bench: {scenario.model}, {runs}", ensure_ascii=False)
-    values = "\n".join(f"{name} = {getattr(found.after, name):.4g}" for name in NAMES)
+    figures = {name: getattr(found.after, name) for name in NAMES}
+    # Of the host's time per step: of its logarithm as far as that is small, and no more than another server's.
+    figures["host_spread"] = min(
+        found.sigma.host_step_s / max(found.after.host_step_s, 1e-9), spreads()["calibrated"]["kinds"][HOST]
+    )
+    figures["operators_spread"] = found.sigma.operators / found.after.operators
+    values = "\n".join(f"{name} = {value:.4g}" for name, value in figures.items())
     return f"{HEADER}\n{values}\nsource = {source}\n"

@@ -202,7 +202,7 @@ class _Measured(Operators):
         file = _surface_file(cost, gpu)
         host = host_of(cost.engine if cost.host is None else cost.host)
         host_step_s = host.step_s if cost.host_step_s is None else cost.host_step_s
-        self.scale = Scale(cost.scale)
+        self.scale, self.server = Scale(cost.scale), cost.server
         super().__init__((host_step_s + cost.hidden_host_s) * self.scale[HOST], model, gpu, tensor_parallel_size)
         self.quantise_s = host.quantise_s
         self.host_request_s = cost.host_request_s * self.scale[HOST]
@@ -366,7 +366,7 @@ class _Measured(Operators):
         return tuple(kind for kind in self.efficiency if measured.get(kind) is None and kind not in self.gpu.efficiency)
 
     def spread(self) -> Mapping[str, float]:
-        """As of ``CalibratedStep``: what surfaces missed unseen shapes by, and what a transfer adds."""
+        """As of ``CalibratedStep``: what surfaces missed unseen shapes by, what a transfer adds, and a server's own."""
         table = spreads()["calibrated"]
         spread = dict(table["kinds"])
         moved = self.file is not None and self.file.gpu != self.gpu.name
@@ -379,6 +379,9 @@ class _Measured(Operators):
         for kind, surface in used.items():
             own = spreads()["roofline"]["kinds"][kind] if surface is None else table["surface"] * surface.spread
             spread[kind] = hypot(own, table["transfer"]) if moved else own
+        if self.server is not None:
+            server = read_server(self.server)
+            spread |= {ALL: server.operators_spread, HOST: server.host_spread}
         return spread
 
     def notes(self) -> tuple[str, ...]:

@@ -25,13 +25,16 @@ class Host:
 class Server:
     """What ``kvsim calibrate --from-bench`` found about one server: host time in s, and a factor on operators.
 
-    ``frontend_s`` is for the scenario's ``engine.frontend_s``: no cost model sees it.
+    ``frontend_s`` is for the scenario's ``engine.frontend_s``: no cost model sees it. ``host_spread`` and
+    ``operators_spread``: standard deviations of the logarithms, for ``kvsim run --uncertainty``.
     """
 
     host_step_s: float
     host_request_s: float
     operators: float
     frontend_s: float
+    host_spread: float
+    operators_spread: float
     source: str
 
 

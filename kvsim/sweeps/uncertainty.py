@@ -51,10 +51,10 @@ def uncertainty(
     """
     if draws < FEWEST:
         raise InputError(f"{draws} draws make no 90 % interval", key="uncertainty", hint=f"at least {FEWEST}")
-    few = for_few(executor, workers or os.cpu_count() or 1)
+    workers = workers or os.cpu_count() or 1
     with (
         tempfile.TemporaryDirectory(prefix="kvsim-draws-") as place,
-        closing(Crew(few, workers or os.cpu_count() or 1)) as crew,
+        closing(Crew(for_few(executor, workers), workers)) as crew,
     ):
         traces = SharedTraces(Path(place))
         resolved = resolve(scenario, allow_plugins=allow_plugins, read=traces.read)

@@ -79,7 +79,8 @@ def test_a_wrong_factor_is_named(factors: dict[str, float]) -> None:
 def test_a_server_file_is_what_it_says(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text(
-        'host_step_s = 2e-3\nhost_request_s = 1e-5\noperators = 1.25\nfrontend_s = 0.007\nsource = "a test"\n'
+        "host_step_s = 2e-3\nhost_request_s = 1e-5\noperators = 1.25\nfrontend_s = 0.007\n"
+        'host_spread = 0.1\noperators_spread = 0.02\nsource = "a test"\n'
     )
     told = Calibrated(host_step_s=2e-3, host_request_s=1e-5, scale={"operators": 1.25}).start(LLAMA, H100, 1)
     read = Calibrated(server=file).start(LLAMA, H100, 1)
@@ -88,6 +89,7 @@ def test_a_server_file_is_what_it_says(tmp_path: Path) -> None:
     for shape in SHAPES:
         assert read.step_s(shape) == told.step_s(shape)
         assert twice.step_s(shape) == pytest.approx(plain.step_s(shape), rel=1e-12)
+    assert read.spread == {**plain.spread, "host": 0.1, "operators": 0.02}
     file.write_text("host_step_s = 2e-3\n")
     with pytest.raises(InputError, match=r"server.toml.*host_request_s"):
         Calibrated(server=file).start(LLAMA, H100, 1)
