@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     allow_plugins: bool = True,
+    uncertainty: int = 0,
     **keys: Any,
 ) -> Result:
     """Simulate a scenario (a YAML file, or a ``Scenario``) and return its ``Result``.
@@ -43,13 +44,23 @@ def run(
     ``keys`` replace what the scenario says, by name or dotted path; mappings are merged key by key:
     ``kvsim.run("s.yaml", seed=1, cluster={"replicas": 2}, **{"workload.trace.limit": 100})``. Relative paths in
     them start at the working directory. Files are written only if ``out`` names a folder, which must be new or
-    empty unless ``overwrite``. Raises InputError for a mistake in the scenario, the trace or the folder.
+    empty unless ``overwrite``. ``uncertainty``: so many draws (19 at least) of coefficients and seeds on top, on all
+    CPUs; the summary then has ``kvsim.uncertainty`` (see ``kvsim/sweeps/uncertainty.py``). Raises InputError for a
+    mistake in the scenario, the trace or the folder.
     """
     if isinstance(scenario, Scenario):
         scenario = scenario.replace(**keys) if keys else scenario
     else:
         scenario = Scenario.load(Path(scenario), keys)
-    return execute(resolve(scenario, allow_plugins=allow_plugins), out=out, overwrite=overwrite).result
+    resolved = resolve(scenario, allow_plugins=allow_plugins)
+    if not uncertainty:
+        return execute(resolved, out=out, overwrite=overwrite).result
+    from kvsim.sweeps.uncertainty import uncertainty as redraw
+
+    if out is not None:
+        prepare_output(out, overwrite)
+    drawn = redraw(scenario, uncertainty, allow_plugins=allow_plugins)
+    return execute(resolved, out=out, overwrite=overwrite, uncertainty=drawn).result
 
 
 @dataclass(frozen=True)
@@ -69,12 +80,14 @@ def execute(
     decisions: Path | None = None,
     progress: Callable[[int], None] | None = None,
     resolve_s: float = 0.0,
+    uncertainty: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Simulate, summarise, and write the result folder if ``out`` names one.
 
     ``decisions``: file for each step's decisions (JSON lines, gzip if it ends in ``.gz``; visits every step).
     ``progress`` is called now and then with the number of requests that have ended. ``resolve_s``: wall seconds that
-    the caller has spent before, for ``run.json``. Raises InputError for a folder or file that cannot be written.
+    the caller has spent before, for ``run.json``. ``uncertainty`` goes into the summary.
+    Raises InputError for a folder or file that cannot be written.
     """
     out_dir = None if out is None else prepare_output(out, overwrite)
     options = replace(resolved.options, check_laws=check_laws, progress=progress)
@@ -105,6 +118,8 @@ def execute(
         engine_preset=scenario.engine.preset,
         approximation=resolved.notes,
     )
+    if uncertainty is not None:
+        summary["kvsim"]["uncertainty"] = dict(uncertainty)
     if out_dir is not None:
         wall_s = {
             "resolve": resolve_s,

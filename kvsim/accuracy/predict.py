@@ -13,7 +13,7 @@ from kvsim.core.errors import InputError
 from kvsim.core.trace import Trace
 from kvsim.costs.hosts import host_of
 from kvsim.scenario import Scenario
-from kvsim.scenario.resolve import resolve
+from kvsim.scenario.resolve import Resolved, resolve
 from kvsim.sweeps.executors import Processes
 
 COSTS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -57,8 +57,7 @@ def predict(
 
 def _predict(task: tuple[Served, Mapping[str, Mapping[str, Any]]]) -> Predicted:
     served, costs = task
-    # The trace is made, not read: it goes in where a file would be read, under the name of the file it was made from.
-    trace = replace(served.trace(), path=str(served.file), sha256=sha256(served.name.encode()).hexdigest())
+    trace = trace_of(served)
     values, refused = {}, {}
     for column, cost in costs.items():
         try:
@@ -70,6 +69,11 @@ def _predict(task: tuple[Served, Mapping[str, Mapping[str, Any]]]) -> Predicted:
 
 def simulate(served: Served, cost: Mapping[str, Any], trace: Trace) -> dict[str, float]:
     """Metric of ``METRICS`` -> simulated value. Raises InputError if kvsim cannot model the run with this cost."""
+    return figures(served, resolved(scenario_of(served, cost), trace))
+
+
+def scenario_of(served: Served, cost: Mapping[str, Any]) -> Scenario:
+    """The measured server, priced by this cost model, and what its client did."""
     own = {"engine": served.engine, "host": served.host} if cost["name"] == "calibrated" else {}
     keys: dict[str, Any] = {**served.scenario, "cost": {**own, **cost}}
     if served.at_client and cost["name"] in ("calibrated", "roofline"):
@@ -81,7 +85,23 @@ def simulate(served: Served, cost: Mapping[str, Any], trace: Trace) -> dict[str,
         "max_concurrency": served.max_concurrency,
         "client_timeout_s": served.client_timeout_s,
     }
-    summary = execute(resolve(Scenario(**keys), read=lambda *_, **__: trace)).result.summary
+    return Scenario(**keys)
+
+
+def trace_of(served: Served) -> Trace:
+    """The requests. They are made, not read: they go in where a file would be read, under the name of the file that
+    they were made from."""
+    return replace(served.trace(), path=str(served.file), sha256=sha256(served.name.encode()).hexdigest())
+
+
+def resolved(scenario: Scenario, trace: Trace) -> Resolved:
+    """The scenario with these requests. Raises InputError if kvsim cannot model it."""
+    return resolve(scenario, read=lambda *_, **__: trace)
+
+
+def figures(served: Served, run: Resolved) -> dict[str, float]:
+    """Metric of ``METRICS`` -> simulated value."""
+    summary = execute(run).result.summary
     found = {metric: summary[key] for metric, key in _KEYS.items()}
     found["throughput"] = summary["output_throughput" if served.counts_tokens else "request_throughput"]
     return {metric: found[metric] for metric in METRICS if found[metric] is not None}

@@ -99,10 +99,10 @@ def plain(
     }
 
 
-def inserted(text: str, table: str) -> str:
+def inserted(text: str, table: str, first: str = BEGIN, last: str = END) -> str:
     """A document with the table between its two marks in place of what was there. Raises ValueError without marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"the marks {BEGIN} and {END} are missing")
+        raise ValueError(f"the marks {first} and {last} are missing")
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"

@@ -25,7 +25,10 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 COMMANDS = {
     "accuracy": ("accuracy:accuracy", "Compare simulations with servers that were measured."),
-    "calibrate": ("calibrate:calibrate", "Fit efficiency surfaces to measured operator times."),
+    "calibrate": (
+        "calibrate:calibrate",
+        "Fit efficiency surfaces to measured operator times, or a server to its clients' measurements.",
+    ),
     "capacity": ("capacity:capacity", "Find the largest load, or the fewest GPUs, that keep the SLO."),
     "check": ("check:check", "Hold scenarios to what they expect of themselves."),
     "compare": ("compare:compare", "Compare runs of the same requests."),

@@ -14,11 +14,21 @@ import click
 from kvsim.core.errors import InputError
 
 if TYPE_CHECKING:
+    from kvsim.accuracy.fit import Fit
     from kvsim.hardware.calibration.accuracy import Errors
 
 
 @click.command
-@click.argument("profile_dir", metavar="PROFILE_DIR", type=click.Path(path_type=Path))
+@click.argument("source", metavar="PROFILE_DIR|SCENARIO")
+@click.option(
+    "--from-bench",
+    "benches",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Fit the server of SCENARIO to this result of vllm bench serve or AIPerf; repeatable, at several loads.",
+)
+@click.option("--set", "settings", metavar="PATH=VALUE", multiple=True, help="With --from-bench: replace a key.")
 @click.option("--gpu", "gpus", multiple=True, metavar="NAME", help="Only this GPU; repeatable. Default: all measured.")
 @click.option("--engine", "engines", multiple=True, metavar="NAME", help="Only this engine's kernels, e.g. vllm.")
 @click.option("--only", default="", metavar="PREFIX", help="Only surfaces so named, e.g. gemm/bfloat16.")
@@ -26,10 +36,14 @@ if TYPE_CHECKING:
     "--folds", type=click.IntRange(1, 5), default=1, show_default=True, help="Fifths of the shapes to leave out."
 )
 @click.option("--transfer", is_flag=True, help="Leave out whole GPUs instead, each predicted from a relative.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write GPU.ENGINE.json there.")
+@click.option(
+    "--out", metavar="PATH", type=click.Path(path_type=Path), help="Folder for GPU.ENGINE.json; file for a server."
+)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="What the screen shows.")
 def calibrate(
-    profile_dir: Path,
+    source: str,
+    benches: tuple[Path, ...],
+    settings: tuple[str, ...],
     gpus: tuple[str, ...],
     engines: tuple[str, ...],
     only: str,
@@ -39,10 +53,22 @@ def calibrate(
     form: str,
 ) -> None:
     """Fit efficiency surfaces to measured operator times, and print their errors on shapes left out of the fit.
+    Or, with --from-bench, fit host time, frontend and efficiency to what clients of a server have measured.
 
     PROFILE_DIR holds GPU/ENGINE_VERSION/TABLE.parquet in the layout of ai-dynamo/aiconfigurator, or a folder
     "aiconfigurator" with it. A shape (a layer's weights, a model's heads) is left out with all its batch sizes.
+
+    SCENARIO describes the server: model, GPU, engine; its workload is replaced by the requests of the runs. Half of
+    them are kept out of the fit, and their errors printed without and with it.
     """
+    if benches:
+        if gpus or engines or only or transfer or folds != 1:
+            raise click.UsageError("--gpu, --engine, --only, --folds and --transfer are for a PROFILE_DIR")
+        _from_benches(source, settings, benches, out, form)
+        return
+    if settings:
+        raise click.UsageError("--set goes with --from-bench")
+    profile_dir = Path(source)
     if transfer and out is not None:
         raise click.UsageError("--transfer writes nothing: leave out --out")
     if find_spec("scipy") is None:
@@ -72,6 +98,56 @@ def calibrate(
     click.echo("\nmean |error| on what the fit has not seen: median over the rows above, largest")
     for surface, unseen in sorted(kinds.items()):
         click.echo(f"{surface:<30} {_median(unseen):>6.1%} {max(unseen):>6.1%}")
+
+
+def _from_benches(path: str, settings: tuple[str, ...], benches: tuple[Path, ...], out: Path | None, form: str) -> None:
+    from kvsim.accuracy.bench import read_bench
+    from kvsim.accuracy.fit import fit, server_file
+    from kvsim.cli.run import load_scenario
+    from kvsim.core.files import write_whole
+
+    scenario = load_scenario(path, settings, None)
+    runs = [read_bench(bench) for bench in benches]
+    if form == "table":
+        for run in runs:
+            how = "as sent" if run.max_concurrency is None else f"{run.max_concurrency} in flight"
+            named = f", {run.model}" if run.model else ""
+            click.echo(f"{run.file}: {run.client}{named}, {len(run.trace)} requests, {how}, {run.failed} failed")
+    found = fit(scenario, runs)
+    if out is not None:
+        try:
+            write_whole(out, server_file(scenario, runs, found).encode())
+        except OSError as error:
+            raise InputError(f"{out} cannot be written: {error.strerror}", key="--out") from None
+    if form == "json":
+        click.echo(json.dumps(asdict(found), indent=1))
+        return
+    for line in _fit_table(found):
+        click.echo(line)
+    if out is not None:
+        frontend = f"engine: {{frontend_s: {found.after.frontend_s:.4g}}}"
+        click.echo(f"in the scenario: cost: {{name: calibrated, server: {out}}}, {frontend}")
+
+
+COEFFICIENTS = {
+    "host_step_s": ("host per step (ms)", 1e3),
+    "host_request_s": ("host per request in it (us)", 1e6),
+    "operators": ("time of operators (factor)", 1.0),
+    "frontend_s": ("client to scheduler (ms)", 1e3),
+}
+HARDLY_TOLD = 0.5
+
+
+def _fit_table(found: Fit) -> Iterator[str]:
+    yield f"\n{'':<28} {'before':>9} {'fitted':>9}"
+    for name, (label, unit) in COEFFICIENTS.items():
+        before, after, sigma = (unit * getattr(each, name) for each in (found.before, found.after, found.sigma))
+        told = "" if found.told[name] < HARDLY_TOLD else "   these runs hardly tell"
+        yield f"{label:<28} {before:>9.3f} {after:>9.3f} +- {sigma:.3f}{told}"
+    yield f"\n{'requests kept out of the fit':<28} {'measured':>9} {'before':>9} {'fitted':>9}   median |error|"
+    for each in found.held_out:
+        means = " ".join(f"{1e3 * value:>9.2f}" for value in (each.measured_s, each.before_s, each.after_s))
+        yield f"{f'mean {each.name} (ms)':<28} {means}   {each.before_error:.1%} -> {each.after_error:.1%}"
 
 
 def _median(values: list[float]) -> float:

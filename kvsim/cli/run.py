@@ -66,6 +66,14 @@ def load_scenario(scenario: str, settings: Sequence[str], engine_args: str | Non
 @click.option("--mode", type=click.Choice(["leap", "step"]), help="Visit every step, or leap; the results are equal.")
 @click.option("--decisions", metavar="FILE", help="Write each step's decisions as JSON lines; .gz packs.")
 @click.option("--check-laws", is_flag=True, help="Verify conservation laws throughout; exit code 1 if one is broken.")
+@click.option(
+    "--uncertainty",
+    "draws",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Also N runs with redrawn coefficients and seeds: a 90 % interval beside every figure.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Of --uncertainty: runs at a time; default: one per CPU.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
 def run(
     scenario: str,
@@ -78,12 +86,16 @@ def run(
     mode: str | None,
     decisions: str | None,
     check_laws: bool,
+    draws: int | None,
+    workers: int | None,
     quiet: bool,
 ) -> int:
     """Simulate SCENARIO (a YAML file), print the summary and write the result folder."""
     import time
 
     started_s = time.perf_counter()
+    if workers is not None and draws is None:
+        raise click.UsageError("--workers goes with --uncertainty")
     if mode is not None:
         settings = (*settings, f"engine.mode={mode}")
     loaded = load_scenario(scenario, settings, engine_args)
@@ -91,16 +103,27 @@ def run(
     from kvsim.scenario.resolve import resolve
 
     resolved = resolve(loaded, allow_plugins=not no_plugins)
+    resolve_s = time.perf_counter() - started_s
+    out_dir = loaded.output_dir if out is None else Path(out)
+    uncertain = None
+    if draws is not None:
+        from kvsim.report.files import prepare_output
+        from kvsim.sweeps.uncertainty import uncertainty
+
+        prepare_output(out_dir, overwrite)
+        with _progress_bar("draws", draws, quiet) as progress:
+            uncertain = uncertainty(loaded, draws, workers=workers, allow_plugins=not no_plugins, progress=progress)
     try:
-        with _progress_bar(len(resolved.trace), quiet) as progress:
+        with _progress_bar("requests", len(resolved.trace), quiet) as progress:
             outcome = execute(
                 resolved,
-                out=loaded.output_dir if out is None else out,
+                out=out_dir,
                 overwrite=overwrite,
                 check_laws=check_laws,
                 decisions=None if decisions is None else Path(decisions),
                 progress=progress,
-                resolve_s=time.perf_counter() - started_s,
+                resolve_s=resolve_s,
+                uncertainty=uncertain,
             )
     except AssertionError as error:
         if not check_laws:
@@ -169,15 +192,15 @@ def _ledger_rows(resolved: Resolved) -> list[tuple[str, int]]:
 
 
 @contextmanager
-def _progress_bar(requests: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """A bar of requests that have been sent, on stderr and only if that is a terminal."""
+def _progress_bar(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """A bar of what has been done, on stderr and only if that is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("requests", total=requests)
+        task = progress.add_task(what, total=total)
         yield lambda ended: progress.update(task, completed=ended)

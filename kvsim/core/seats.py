@@ -355,6 +355,9 @@ class StepCost(Protocol):
 
     ``host_s``, if it has it: seconds of every step in which the GPU waits for the engine's host, and which asynchronous
     scheduling hides behind the step before. It is part of what ``step_s`` says.
+
+    ``spread``, if it has it: kind of operator -> standard deviation of log(real / said). ``kvsim run --uncertainty``
+    then gives the cost model's field ``scale``, kind -> factor on seconds, other values in each draw.
     """
 
     def step_s(self, shape: BatchShape) -> float:

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import frexp
+from math import frexp, hypot
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -18,8 +18,9 @@ from kvsim.core.layers import AUTO, KV_FORMATS, Experts, Part
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
 from kvsim.core.surface import Factor, Surface, SurfaceFile, octave, read_surfaces
-from kvsim.costs.hosts import host_of
+from kvsim.costs.hosts import host_of, read_server
 from kvsim.costs.roofline import Counts, Operators, Seconds, price_neighbours
+from kvsim.costs.scale import ALL, HOST, Scale, scaled, spreads
 from kvsim.costs.stretch import ARRAY_FROM_STEPS
 
 
@@ -39,7 +40,8 @@ class Calibrated:
     captured size (vLLM: 1, 2, 4, multiples of 8, from 256 on of 16); 0: no graphs. ``host`` names the engine whose
     host time is added (null: ``engine``; ``vllm-sync`` plans a step after the one before it), from
     ``costs/data/hosts.toml``; ``host_step_s`` and ``host_request_s`` replace it by figures of your own, and
-    ``hidden_host_s`` as in ``roofline``.
+    ``hidden_host_s`` as in ``roofline``. ``server``: a file of ``kvsim calibrate --from-bench``, for host time and
+    operators as one server was measured. ``scale`` as in ``roofline``: factors on the seconds of operators and host.
     """
 
     engine: str = "vllm"
@@ -49,14 +51,28 @@ class Calibrated:
     host_step_s: float | None = None
     host_request_s: float = 0.0
     hidden_host_s: float = 0.0
+    server: Path | None = None
+    scale: Mapping[str, float] | None = None
 
     def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> "CalibratedStep":
         """Prices for this model on this GPU.
 
         Raises InputError if the model cannot be split over so many GPUs, it is stored in a format that was not
-        measured, the engine was not measured on this GPU, or the surface file cannot be read.
+        measured, the engine was not measured on this GPU, or the surface file or server cannot be read.
         """
-        return CalibratedStep(self, model, gpu, tensor_parallel_size)
+        return CalibratedStep(self._of_server(), model, gpu, tensor_parallel_size)
+
+    def _of_server(self) -> "Calibrated":
+        """With the server's figures where there are none of its own; factors on operators multiply."""
+        if self.server is None:
+            return self
+        server = read_server(self.server)
+        return replace(
+            self,
+            host_step_s=server.host_step_s if self.host_step_s is None else self.host_step_s,
+            host_request_s=self.host_request_s or server.host_request_s,
+            scale={**(self.scale or {}), ALL: server.operators * (self.scale or {}).get(ALL, 1.0)},
+        )
 
 
 Pieces = tuple[list[int], list[float], list[float]]
@@ -88,7 +104,8 @@ class CalibratedStep:
     """Prices steps of one model on one kind of GPU.
 
     ``generic_operators`` names the operator kinds without any measurement of this GPU, ``notes`` what else a user of
-    the result should know: transferred surfaces and shapes beyond the measured ones.
+    the result should know: transferred surfaces and shapes beyond the measured ones; ``spread`` how sure the time of
+    each kind is, as in ``roofline``.
     """
 
     longest_last = True  # more context, more time: the pieces below are made so
@@ -104,18 +121,20 @@ class CalibratedStep:
         "generic_operators",
         "host_s",
         "notes",
+        "spread",
     )
 
     def __init__(self, cost: Calibrated, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
         self._operators = _Measured(cost, model, gpu, tensor_parallel_size)
-        self._host_request_s = cost.host_request_s
-        self.host_s = cost.hidden_host_s
+        self._host_request_s = self._operators.host_request_s
+        self.host_s = cost.hidden_host_s * self._operators.scale[HOST]
         self._linear_s: dict[int, float] = {}
         self._head_s: dict[int, float] = {0: 0.0}
         self._decode_pieces: dict[int, Pieces] = {}
         self._prefill = self._operators.prefill()
         self.generic_operators = self._operators.generic_operators()
         self.notes = self._operators.notes()
+        self.spread = self._operators.spread()
 
     def step_s(self, shape: BatchShape) -> float:
         """Seconds of one step."""
@@ -183,9 +202,10 @@ class _Measured(Operators):
         file = _surface_file(cost, gpu)
         host = host_of(cost.engine if cost.host is None else cost.host)
         host_step_s = host.step_s if cost.host_step_s is None else cost.host_step_s
-        super().__init__(host_step_s + cost.hidden_host_s, model, gpu, tensor_parallel_size)
+        self.scale, self.server = Scale(cost.scale), cost.server
+        super().__init__((host_step_s + cost.hidden_host_s) * self.scale[HOST], model, gpu, tensor_parallel_size)
         self.quantise_s = host.quantise_s
-        self.host_request_s = cost.host_request_s
+        self.host_request_s = cost.host_request_s * self.scale[HOST]
         self.graph_tokens = cost.cuda_graph_tokens
         self.file = file
         self.reached = _reached(gpu, self.file)  # what surfaces are a share of
@@ -220,6 +240,7 @@ class _Measured(Operators):
         seconds = self.gemm_s(tokens, self.mixture.count, self.model.hidden_size, "router") + self._experts_s(tokens)
         return seconds + super().feed_forward_s(tokens) if self.mlp_width else seconds
 
+    @scaled("experts")
     def _experts_s(self, tokens: Counts) -> Seconds:
         """Seconds of the experts, tokens spread evenly over them; weights in use are read from memory."""
         assert self.mixture is not None
@@ -243,6 +264,7 @@ class _Measured(Operators):
             raise self.model.untimed(f"a mixture of experts, not measured on {self.gpu.name} in {form or 'its format'}")
         return surface, form
 
+    @scaled("gemm")
     def gemm_s(self, m: Counts, n: int, k: int, part: Part) -> Seconds:
         surface, form = self._gemm_of(part)
         if surface is None:
@@ -279,6 +301,11 @@ class _Measured(Operators):
             return "fp8"
         raise self.model.untimed("KV in a format whose attention was not measured")
 
+    @scaled("elementwise")
+    def elementwise_s(self, tokens: Counts, values: int) -> Seconds:
+        return super().elementwise_s(tokens, values)
+
+    @scaled("all_reduce")
     def all_reduce_s(self, tokens: Counts) -> Seconds | float:
         if self.all_reduce is None or self.tp == 1:
             return super().all_reduce_s(tokens)
@@ -299,6 +326,7 @@ class _Measured(Operators):
         columns = (starts.T.tolist(), np.array(seconds).T.tolist(), np.array(slopes).T.tolist())
         return zip(*columns, strict=True)
 
+    @scaled("decode_attention")
     def _decode_layer_s(self, kv_tokens: Counts, decodes: Counts) -> Seconds:
         """Seconds of one layer's decode attention, (s, c), for sums of attended tokens (s, c)."""
         model, gpu = self.model, self.gpu
@@ -336,6 +364,25 @@ class _Measured(Operators):
             "decode_attention": self.decode_attention,
         }
         return tuple(kind for kind in self.efficiency if measured.get(kind) is None and kind not in self.gpu.efficiency)
+
+    def spread(self) -> Mapping[str, float]:
+        """As of ``CalibratedStep``: what surfaces missed unseen shapes by, what a transfer adds, and a server's own."""
+        table = spreads()["calibrated"]
+        spread = dict(table["kinds"])
+        moved = self.file is not None and self.file.gpu != self.gpu.name
+        used = {"gemm": self.quantized or self.gemm, "prefill_attention": self.prefill_attention}
+        used["decode_attention"] = self.decode_attention
+        if self.tp > 1:
+            used["all_reduce"] = self.all_reduce
+        if self.mixture is not None:
+            used["experts"] = self.experts[0]
+        for kind, surface in used.items():
+            own = spreads()["roofline"]["kinds"][kind] if surface is None else table["surface"] * surface.spread
+            spread[kind] = hypot(own, table["transfer"]) if moved else own
+        if self.server is not None:
+            server = read_server(self.server)
+            spread |= {ALL: server.operators_spread, HOST: server.host_spread}
+        return spread
 
     def notes(self) -> tuple[str, ...]:
         """What was transferred or extrapolated."""
@@ -392,9 +439,11 @@ class _Prefill:
         if surface is None:
             fitted = measured.efficiency["prefill_attention"]
             compute, memory, self._fixed_s = fitted.compute, fitted.memory, fitted.fixed_s * layers
+        scale = measured.scale["prefill_attention"]
+        self._fixed_s *= scale
         self._measured = surface is not None
-        self._pair_s = 4 * measured.head_dim * layers / (gpu.bf16_flops_per_s * compute)  # per query head
-        bytes_per_s = gpu.hbm_bytes_per_s * memory
+        self._pair_s = scale * 4 * measured.head_dim * layers / (gpu.bf16_flops_per_s * compute)  # per query head
+        bytes_per_s = gpu.hbm_bytes_per_s * memory / scale
         self._kv_token_s = 2 * measured.kv_width * measured.kv_value_bytes * layers / bytes_per_s
         self._query_token_s = 2 * measured.q_width * model.dtype_bytes * layers / bytes_per_s
         group = measured.heads / measured.kv_heads

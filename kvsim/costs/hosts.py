@@ -21,6 +21,28 @@ class Host:
     source: str
 
 
+@dataclass(frozen=True)
+class Server:
+    """What ``kvsim calibrate --from-bench`` found about one server: host time in s, and a factor on operators.
+
+    ``frontend_s`` is for the scenario's ``engine.frontend_s``: no cost model sees it. ``host_spread`` and
+    ``operators_spread``: standard deviations of the logarithms, for ``kvsim run --uncertainty``.
+    """
+
+    host_step_s: float
+    host_request_s: float
+    operators: float
+    frontend_s: float
+    host_spread: float
+    operators_spread: float
+    source: str
+
+
+def read_server(path: Path) -> Server:
+    """A file that ``kvsim calibrate --from-bench`` wrote. Raises InputError naming file and key."""
+    return catalogue.build(Server, catalogue.read_toml(path), path)
+
+
 @cache
 def hosts() -> Mapping[str, Host]:
     """Engine -> its constants."""

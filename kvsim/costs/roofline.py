@@ -13,6 +13,7 @@ from kvsim.core.hardware import Efficiency, Gpu
 from kvsim.core.layers import Part
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
+from kvsim.costs.scale import HOST, Scale, spreads
 from kvsim.costs.stretch import linear_stretch
 
 GENERIC: Final[Mapping[str, Efficiency]] = MappingProxyType(
@@ -45,12 +46,17 @@ class Roofline:
     5 ms: vidur ``cpu_overheads``.) ``hidden_host_s`` is what it does hide, if scheduling is asynchronous; a step that
     is planned after the one before it takes so much longer.
 
+    ``scale`` are factors on seconds: of ``gemm``, ``experts``, ``prefill_attention``, ``decode_attention``,
+    ``all_reduce`` and ``elementwise``, of all ``operators`` together, and of the ``host``. ``{operators: 1.05}`` is a
+    server of which each kernel takes 5 % longer.
+
     Source: Williams et al., Roofline, CACM 2009; efficiencies from ``gpu.efficiency``, else ``GENERIC``.
     """
 
     host_step_s: float = 1.5e-4
     host_request_s: float = 0.0
     hidden_host_s: float = 0.0
+    scale: Mapping[str, float] | None = None
 
     def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> "RooflineStep":
         """Prices for this model on this GPU.
@@ -69,8 +75,9 @@ _PRICED_TOGETHER = 256
 class RooflineStep:
     """Prices steps of one model on one kind of GPU.
 
-    ``generic_operators`` names the operator kinds for which the GPU has no measured efficiency.
-    What depends on the tokens of the batch alone (GEMMs, elementwise, all-reduce) is computed once per count.
+    ``generic_operators`` names the operator kinds for which the GPU has no measured efficiency; ``spread`` maps the
+    kinds of ``Roofline.scale`` to the standard deviation of the logarithm of what they really take over what is said
+    here. What depends on the tokens of the batch alone (GEMMs, elementwise, all-reduce) is computed once per count.
     """
 
     longest_last = True  # more context, more time
@@ -91,6 +98,7 @@ class RooflineStep:
         "_prefill_token_s",
         "generic_operators",
         "host_s",
+        "spread",
     )
 
     def __init__(self, cost: Roofline, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> None:
@@ -99,15 +107,19 @@ class RooflineStep:
                 raise InputError(
                     f"{gpu.name}: unknown operator kind", key=f"efficiency.{kind}", hint=f"known: {', '.join(GENERIC)}"
                 )
-        operators = Operators(cost.host_step_s + cost.hidden_host_s, model, gpu, tensor_parallel_size)
-        model.check_16_bit()
         self.generic_operators = tuple(kind for kind in GENERIC if kind not in gpu.efficiency)
+        known: Mapping[str, float] = spreads()["roofline"]["kinds"]
+        self.spread = {kind: sigma for kind, sigma in known.items() if tensor_parallel_size > 1 or kind != "all_reduce"}
+        scale = Scale(cost.scale)
+        gpu, host = scale.gpu(gpu, GENERIC), scale[HOST]
+        operators = Operators((cost.host_step_s + cost.hidden_host_s) * host, model, gpu, tensor_parallel_size)
+        model.check_16_bit()
         self._operators = operators
         self._linear_s: dict[int, float] = {}
         self._head_s: dict[int, float] = {0: 0.0}
         self._decode_lines: dict[int, tuple[float, float]] = {}
-        self._host_request_s = cost.host_request_s
-        self.host_s = cost.hidden_host_s
+        self._host_request_s = cost.host_request_s * host
+        self.host_s = cost.hidden_host_s * host
 
         # One query token against one key: 2 multiply-adds per head and dimension. KV is read once per chunk.
         pair_flops = 4 * operators.q_width * model.layers
@@ -126,7 +138,7 @@ class RooflineStep:
         self._decode_context_s = max(
             kv_bytes / decode_bytes_per_s, pair_flops / (gpu.bf16_flops_per_s * decode.compute)
         )
-        self._decode_request_s = self._decode_context_s + query_bytes / decode_bytes_per_s + cost.host_request_s
+        self._decode_request_s = self._decode_context_s + query_bytes / decode_bytes_per_s + self._host_request_s
         self._decode_fixed_s = decode.fixed_s * model.layers
 
     def step_s(self, shape: BatchShape) -> float:

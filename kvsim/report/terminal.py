@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from kvsim.metrics.figures import figures
+
 WIDTH: Final = 58
 _LABEL: Final = 44
 
@@ -30,25 +32,30 @@ def summary_text(summary: Mapping[str, Any], ledger: Sequence[tuple[str, int]] =
     user should know and the summary does not hold.
     """
     own = summary["kvsim"]
+    shown = _Shown(summary)
     lines = [VERDICTS[own["stability"]]] if own["stability"] in VERDICTS else []
     if own["diagnosis"]:
         lines.append(own["diagnosis"])
-    lines += [_rule(" Serving Benchmark Result ", "="), *_headline(summary)]
+    lines += [_rule(" Serving Benchmark Result ", "="), *_headline(summary, shown)]
     for key, (name, title) in _LATENCIES.items():
         lines.append(_rule(title))
         for statistic in ("mean", "median", "p90", "p99"):
-            lines.append(_row(f"{statistic.capitalize()} {name} (ms)", summary[f"{statistic}_{key}_ms"]))
-    lines += [_rule("Requests"), *_requests(own)]
+            lines.append(_row(f"{statistic.capitalize()} {name} (ms)", shown(f"{statistic}_{key}_ms")))
+    lines += [_rule("Requests"), *_requests(own, shown)]
     lines += [_rule("KV Cache"), *(_row(label, _bytes(amount)) for label, amount in ledger)]
     lines += [
-        _row("Peak KV usage (%)", _percent(own["peak_kv_usage_frac"])),
-        _row("Mean KV usage (%)", _percent(own["mean_kv_usage_frac"])),
-        _row("Preemptions", own["num_preemptions"]),
-        *([_row("  swapped to host memory", swaps)] if (swaps := own["num_swaps"]) else []),
-        *([_row("Prefix cache hits (% of tokens)", _percent(hits))] if (hits := own["prefix_cache_hit_frac"]) else []),
+        _row("Peak KV usage (%)", shown("peak_kv_usage_frac", 100)),
+        _row("Mean KV usage (%)", shown("mean_kv_usage_frac", 100)),
+        _row("Preemptions", shown("num_preemptions")),
+        *([_row("  swapped to host memory", shown("num_swaps"))] if own["num_swaps"] else []),
+        *(
+            [_row("Prefix cache hits (% of tokens)", shown("prefix_cache_hit_frac", 100))]
+            if own["prefix_cache_hit_frac"]
+            else []
+        ),
         "=" * WIDTH,
     ]
-    lines += [f"Note: {note}" for note in (*notes, *own["approximation"])]
+    lines += [f"Note: {note}" for note in (*_about_intervals(own), *notes, *own["approximation"])]
     return "\n".join(lines) + "\n"
 
 
@@ -106,53 +113,83 @@ def print_summary(
         console.print(Text(line, style=style))
 
 
-def _headline(summary: Mapping[str, Any]) -> list[str]:
+class _Shown:
+    """Figures as text, each with the interval that it lies in if coefficients and seeds were redrawn."""
+
+    def __init__(self, summary: Mapping[str, Any]) -> None:
+        self._values = figures(summary)
+        self._intervals: Mapping[str, Any] = summary["kvsim"].get("uncertainty", {}).get("intervals", {})
+
+    def __call__(self, name: str, times: int = 1) -> str:
+        """``times`` 100: in per cent. Without an interval: no draw changes this figure."""
+        value = self._values[name]
+        interval = self._intervals.get(name)
+        text = _value(float(value) * times if times != 1 and value is not None else value)
+        if interval is None or interval == [value, value]:
+            return text
+        return f"{text} [{', '.join(_value(bound * times) for bound in interval)}]"
+
+
+def _about_intervals(own: Mapping[str, Any]) -> list[str]:
+    about = own.get("uncertainty")
+    if about is None:
+        return []
+    spread = {kind: max(pool.get(kind, 0.0) for pool in about["spread"].values()) for kind in _kinds(about["spread"])}
+    what = ", ".join(f"{kind} {sigma:.0%}" for kind, sigma in spread.items()) or "seeds alone: the cost has no spread"
+    return [f"[low, high]: {about['confidence']:.0%} intervals from {about['draws']} draws ({what})"]
+
+
+def _kinds(spread: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return list(dict.fromkeys(kind for pool in spread.values() for kind in pool))
+
+
+def _headline(summary: Mapping[str, Any], shown: _Shown) -> list[str]:
     rows = [
-        _row("Successful requests", summary["completed"]),
-        _row("Failed requests", summary["failed"]),
+        _row("Successful requests", shown("completed")),
+        _row("Failed requests", shown("failed")),
     ]
     if summary["max_concurrency"] is not None:
         rows.append(_row("Maximum request concurrency", summary["max_concurrency"]))
     rows += [
-        _row("Request rate (req/s)", summary["request_rate"]),
-        _row("Benchmark duration (s)", summary["duration"]),
-        _row("Total input tokens", summary["total_input_tokens"]),
-        _row("Total generated tokens", summary["total_output_tokens"]),
-        _row("Request throughput (req/s)", summary["request_throughput"]),
+        _row("Request rate (req/s)", shown("request_rate")),
+        _row("Benchmark duration (s)", shown("duration")),
+        _row("Total input tokens", shown("total_input_tokens")),
+        _row("Total generated tokens", shown("total_output_tokens")),
+        _row("Request throughput (req/s)", shown("request_throughput")),
     ]
     if summary["slo_attainment"] is not None:
         rows += [
-            _row("Request goodput (req/s)", summary["request_goodput"]),
-            _row("SLO attainment (%)", _percent(summary["slo_attainment"])),
+            _row("Request goodput (req/s)", shown("request_goodput")),
+            _row("SLO attainment (%)", shown("slo_attainment", 100)),
         ]
-        for name, share in summary["slo_attainment_by_metric"].items():
-            rows.append(_row(f"  {name} <= {summary['kvsim']['slo'][name]:g} ms (%)", _percent(share)))
+        for name in summary["slo_attainment_by_metric"]:
+            share = shown(f"slo_attainment_by_metric.{name}", 100)
+            rows.append(_row(f"  {name} <= {summary['kvsim']['slo'][name]:g} ms (%)", share))
     return [
         *rows,
-        _row("Output token throughput (tok/s)", summary["output_throughput"]),
-        _row("Peak output token throughput (tok/s)", summary["max_output_tokens_per_s"]),
-        _row("Peak concurrent requests", summary["max_concurrent_requests"]),
-        _row("Total token throughput (tok/s)", summary["total_token_throughput"]),
+        _row("Output token throughput (tok/s)", shown("output_throughput")),
+        _row("Peak output token throughput (tok/s)", shown("max_output_tokens_per_s")),
+        _row("Peak concurrent requests", shown("max_concurrent_requests")),
+        _row("Total token throughput (tok/s)", shown("total_token_throughput")),
     ]
 
 
-def _requests(own: Mapping[str, Any]) -> list[str]:
+def _requests(own: Mapping[str, Any], shown: _Shown) -> list[str]:
     """Where every row of the trace went; what can go wrong in silence is printed even when it is 0."""
-    rows, ended = own["trace_rows"], own["requests_by_status"]
     lines = [
-        _row("Trace rows read", rows["read"]),
-        _row("  failed in the traced system", rows["source_failed"]),
-        _row("  dropped", rows["dropped"]),
-        *(_row(f"    {reason}", count) for reason, count in rows["dropped_by_reason"].items()),
-        _row("  replayed", rows["replayed"]),
-        _row("Rejected", ended["rejected"]),
-        _row("Abandoned by the client", ended["abandoned"]),
-        _row("Unfinished", ended["unfinished"]),
+        _row("Trace rows read", shown("trace_rows.read")),
+        _row("  failed in the traced system", shown("trace_rows.source_failed")),
+        _row("  dropped", shown("trace_rows.dropped")),
+        *(_row(f"    {reason}", count) for reason, count in own["trace_rows"]["dropped_by_reason"].items()),
+        _row("  replayed", shown("trace_rows.replayed")),
+        _row("Rejected", shown("requests_by_status.rejected")),
+        _row("Abandoned by the client", shown("requests_by_status.abandoned")),
+        _row("Unfinished", shown("requests_by_status.unfinished")),
         *(_row(f"  {reason}", count) for reason, count in own["requests_by_reason"].items() if count),
-        _row("Outputs clipped at the model's length", rows["clipped"]),
+        _row("Outputs clipped at the model's length", shown("trace_rows.clipped")),
     ]
     if own["excluded_requests"]:
-        lines.append(_row("Excluded as warm-up", own["excluded_requests"]))
+        lines.append(_row("Excluded as warm-up", shown("excluded_requests")))
     return lines
 
 
