@@ -106,6 +106,11 @@ class WorkloadKeys(Section):
         description="open: every turn at its recorded time. closed: a later turn is sent think time after the "
         "previous one ended.",
     )
+    history_in_prompts: bool = Field(
+        default=True,
+        description="A turn's prompt begins with the prompt and the answer of the turn before, unless it is too short "
+        "for both (a history that was cut). False: sessions say nothing of what prompts share; only block ids do.",
+    )
     max_concurrency: int | None = Field(
         default=None,
         ge=1,
