@@ -93,7 +93,7 @@ def read_engine_args(text: str) -> EngineArguments:
         if key is not None and _accepted(key, value):
             overrides.append(Override(key, value, f"{OPTION} "))
         elif value is True or (value is not False and value not in NEUTRAL.get(name, ())):  # True == 1
-            reason = PRESETS[PRESET].ignored.get(name, "is not modelled")
+            reason = "is not modelled" if key else PRESETS[PRESET].ignored.get(name, "is not modelled")
             not_modelled.append(f"{written} {reason}")
     if no_effect:
         not_modelled.append(f"no effect here: {', '.join(no_effect)}")

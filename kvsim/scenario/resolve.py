@@ -154,6 +154,9 @@ def _preset(scenario: Scenario) -> Preset:
         raise scenario.source.error(
             f"unknown preset {name!r}", ("engine", "preset"), f"{meant}known: {', '.join(PRESETS)}"
         )
+    mode, modes = scenario.engine.performance_mode, PRESETS[name].performance_modes
+    if mode not in modes:
+        raise scenario.source.error(f"{name} has no mode {mode!r}", ("engine", "performance_mode"), " or ".join(modes))
     return PRESETS[name]
 
 
@@ -336,7 +339,8 @@ class _PoolResolver:
             name: value for name, value in keys.parameters.items() if name in ("max_num_seqs", "max_num_batched_tokens")
         }
         whole_prompts = not getattr(scheduler, "enable_chunked_prefill", self._name("scheduler") != "prefill_first")
-        seqs, tokens = self.preset.batch(gpu, self.max_model_len, whole_prompts=whole_prompts, **given)
+        doubled = self.scenario.engine.performance_mode == "throughput"
+        seqs, tokens = self.preset.batch(gpu, self.max_model_len, whole_prompts=whole_prompts, doubled=doubled, **given)
         limits = {"max_num_seqs": seqs, "max_num_batched_tokens": tokens}
         fields = seats.parameters_of(type(scheduler))
         scheduler = dataclasses.replace(scheduler, **{name: n for name, n in limits.items() if name in fields})

@@ -108,6 +108,12 @@ def test_what_is_not_modelled_is_said() -> None:
     )
 
 
+def test_the_mode_for_throughput() -> None:
+    assert keys("--performance-mode throughput") == {"engine.performance_mode": "throughput"}
+    refused = read_engine_args("--performance-mode interactivity")
+    assert (refused.overrides, refused.notes) == ((), ("--performance-mode is not modelled",))
+
+
 @pytest.mark.parametrize(
     ("name", "entry"),
     [
