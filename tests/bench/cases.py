@@ -53,7 +53,7 @@ def stretched(trace: Trace, times: float, outputs: int = 1) -> Trace:
     return replace(trace, arrival_ns=arrival_ns, output_tokens=trace.output_tokens * outputs)
 
 
-def half_shared(trace: Trace, texts: int = 100) -> Trace:
+def half_shared(trace: Trace, texts: int = 10) -> Trace:
     """The first half of every prompt, in whole blocks of 16 tokens, is the beginning of one of so many texts."""
     blocks = trace.prompt_tokens // 32
     text = np.arange(len(trace)) % texts
