@@ -175,7 +175,7 @@ class Contents:
         if trace.prefix_hashes is not None and trace.hash_block_tokens is not None:
             self._name_blocks(trace, trace.prefix_hashes, trace.hash_block_tokens, before)
             return
-        self._histories = _view(_firsts(before))
+        self._histories = _view(_ends(before))
         carries_on = before >= 0
         total = trace.prompt_tokens + trace.output_tokens
         shared = np.where(carries_on, total[before], 0)
@@ -183,7 +183,7 @@ class Contents:
         self._shared = _view(shared)
 
     def _name_blocks(self, trace: Trace, hashes: Ragged, size: int, before: NDArray[np.int64]) -> None:
-        """Ids of a row's own prompt, or of the next turn's, if that says what the row generates."""
+        """Ids of a row's own prompt, or of the last turn's that says what the row generates."""
         ids, offsets, counts = hashes.values, hashes.offsets, hashes.counts
         often = np.bincount(ids) > 1 if len(ids) else np.empty(0, bool)
         source = np.arange(len(trace))
@@ -210,6 +210,7 @@ class Contents:
             often[made_ids[alone[which]]] = True
             source[row[alone]] = later[alone]
         self._ids, self._offsets, self._size = _view(ids), _view(offsets), size
+        source = _ends(source)  # all turns of a conversation have the ids of its last one
         self._source = _view(source)
         self._shared = _view(_leading(often[ids], offsets)[source])
 
@@ -274,15 +275,15 @@ def carried_on(trace: Trace) -> NDArray[np.int64]:
 
 def histories(trace: Trace) -> NDArray[np.int64]:
     """The column ``history`` of a trace, from its sessions where it has none: the number of a first row; shape (n,)."""
-    return _firsts(carried_on(trace))
+    return _ends(carried_on(trace))
 
 
-def _firsts(before: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first row of the history that each row carries on; shape (n,)."""
-    first = np.where(before < 0, np.arange(len(before)), before)
-    while (first != (nearer := first[first])).any():
-        first = nearer
-    return first
+def _ends(following: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where one comes from each row by going on to the row that follows it (-1 or itself: none); shape (n,)."""
+    end = np.where(following < 0, np.arange(len(following)), following)
+    while (end != (further := end[end])).any():
+        end = further
+    return end
 
 
 def _rows_by_stream(trace: Trace) -> dict[int, int]:

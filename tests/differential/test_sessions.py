@@ -13,7 +13,7 @@ from kvsim.core.content import carried_on
 from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, RunLog
 from kvsim.core.trace import Ragged, Trace
 from kvsim.engine import simulate
-from kvsim.testing.conformance import COST, Recording, first_difference, simulated_outcome
+from kvsim.testing.conformance import COST, Mode, Recording, first_difference, simulated_outcome
 from kvsim.testing.worlds import first_difference as first_column
 from kvsim.workload import read_trace
 from kvsim.workload.generate import composed
@@ -222,6 +222,24 @@ def test_answers_are_found_as_well_where_blocks_have_ids() -> None:
     prompts_only = simulate(trace=apart, cluster=cluster, options=options)
     before = carried_on(trace)[later]
     assert (prompts_only.cached_tokens[later] == trace.prompt_tokens[before] // 16 * 16).all()
+
+
+@pytest.mark.parametrize("hash_block_tokens", [5, 16, 64])
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+def test_ids_of_blocks_say_no_less_than_sessions(closed: bool, hash_block_tokens: int) -> None:
+    """Whatever their size, and in a pool that forgets: both traces are the same conversations."""
+    config = dataclasses.replace(ROOMY, usable_blocks=330, max_model_len=5000, max_num_seqs=4)
+    cluster = Recording("", dataclasses.asdict(config), SERVER, [], []).cluster()
+    logs = []
+    for trace in (generated(), generated(hash_block_tokens=hash_block_tokens)):
+        dense = dataclasses.replace(trace, arrival_ns=trace.arrival_ns // 8)
+        logs += [simulate(dense, cluster, RunOptions(mode, closed_sessions=closed)) for mode in MODES]
+    assert 0 < logs[0].cached_tokens.sum() < found(generated(), 16).sum()
+    for log in logs[1:]:
+        assert first_column(logs[0], log) is None
+
+
+MODES: tuple[Mode, Mode] = ("leap", "step")
 
 
 def test_no_block_is_named_by_two_answers() -> None:
