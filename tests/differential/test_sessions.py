@@ -1,6 +1,8 @@
 """Turn n + 1 carries on turn n: the engine, told of sessions alone, and the block-by-block model, told every token."""
 
 import dataclasses
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +224,31 @@ def test_answers_are_found_as_well_where_blocks_have_ids() -> None:
     prompts_only = simulate(trace=apart, cluster=cluster, options=options)
     before = carried_on(trace)[later]
     assert (prompts_only.cached_tokens[later] == trace.prompt_tokens[before] // 16 * 16).all()
+
+
+def test_a_recorded_server_found_answers(shared_data: Path) -> None:
+    """NVIDIA Dynamo logged how many tokens of each of an agent's requests were cached. Prompts alone explain fewer."""
+    (path,) = (shared_data / "traces" / "dynamo").glob("*.jsonl.gz")
+    with gzip.open(path, "rt") as file:
+        metrics = [json.loads(line)["event"].get("request") for line in file]
+    recorded = {
+        (one["input_tokens"], one["output_tokens"]): one["cached_tokens"]
+        for one in metrics
+        if one and one["cached_tokens"]
+    }
+    trace = read_trace(path)
+    cluster = Recording("", dataclasses.asdict(ROOMY), SERVER, [], []).cluster()
+    apart = dataclasses.replace(trace, history=np.full(len(trace), -1))
+    rows = zip(trace.prompt_tokens.tolist(), trace.output_tokens.tolist(), strict=True)
+    row_of = {row: i for i, row in enumerate(rows)}
+    theirs = np.array(list(recorded.values()))
+    ours, prompts = (simulate(t, cluster).cached_tokens[[row_of[row] for row in recorded]] for t in (trace, apart))
+    assert len(theirs) == 12
+    assert (ours >= theirs).all()  # nothing is lost here; there, a second worker and another clock
+    assert (ours == theirs).sum() == 4
+    assert ours.sum() / theirs.sum() == pytest.approx(1, abs=0.04)
+    assert (prompts < theirs).sum() == 9
+    assert prompts.sum() / theirs.sum() < 0.93
 
 
 @pytest.mark.parametrize("hash_block_tokens", [5, 16, 64])
