@@ -12,8 +12,9 @@ import click
 def conformance(folder: str, mode: str, names: tuple[str, ...]) -> int:
     """Replay the recordings of vLLM's scheduler in DIR and print where a run first differs.
 
-    DIR is a recording, or a folder of them. In step mode every field of every step is compared, in both modes what
-    became of every request. Exit code 0 if all are equal, 1 if one is not or cannot be replayed, 2 for a bad folder.
+    DIR is a recording, or a folder of them. In step mode every field of every step is compared; in leap mode every
+    field where something changes, and that nothing does in between; in both what became of every request. Exit code 0
+    if all are equal, 1 if one is not or cannot be replayed, 2 for a bad folder.
     """
     from pathlib import Path
 

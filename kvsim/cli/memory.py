@@ -47,7 +47,7 @@ def memory(
     spec = (spec.with_quantization(quantization) if quantization else spec).with_kv_cache_dtype(kv_cache_dtype)
     card, preset, ranks = load_gpu(gpu), PRESETS[PRESET], Layout(**layout)
     limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
-    seqs, tokens = preset.batch(card, spec.max_model_len, whole_prompts=False, **limits)
+    seqs, tokens = preset.batch(card, spec.max_model_len, whole_prompts=False, doubled=False, **limits)
     share = gpu_memory_utilization or preset.gpu_memory_utilization
     spec.check(ranks)
     active = f" ({spec.active_parameters() / 1e9:.2f} B per token)" if "experts" in spec.weights() else ""

@@ -48,10 +48,11 @@ def load_scenario(scenario: str, settings: Sequence[str], engine_args: str | Non
     overrides = [parse_set(setting) for setting in settings]
     if engine_args is None:
         return Scenario.load(scenario, overrides)
-    from kvsim.scenario.engine_args import read_engine_args, shadowed
+    from kvsim.scenario.engine_args import check_version, read_engine_args, shadowed
 
     read = read_engine_args(engine_args)
     loaded = Scenario.load(scenario, [*read.overrides, *overrides])
+    check_version(loaded)
     for note in (*read.notes, *shadowed(loaded, read)):
         click.echo(f"Note: --engine-args: {note}", err=True)
     return loaded

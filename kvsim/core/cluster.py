@@ -71,8 +71,9 @@ class RunOptions:
     after its predecessor ended, instead of at its recorded time. ``max_concurrency``: at most so many requests in
     flight. ``client_timeout_ns``: the client gives up. ``horizon_ns``: stop there. ``timeline_instants``: sampling
     instants; None records every step. ``decisions``: called with replica id and one dict per step in the format of
-    the vLLM recordings (needs ``mode="step"``). ``check_laws``: verify conservation laws throughout. ``progress``:
-    called now and then with the number of requests sent.
+    the vLLM recordings; leaping, one per stretch (``kvsim.engine.decisions``; not with ``client_timeout_ns``).
+    ``check_laws``: verify conservation laws throughout. ``progress``: called now and then with the number of requests
+    sent.
     """
 
     mode: Literal["leap", "step"] = "leap"

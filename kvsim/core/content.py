@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kvsim.core.trace import Trace
+from kvsim.core.trace import Ragged, Trace
 
 Segment: TypeAlias = tuple[int, int, int]
 """(stream, first, tokens): tokens ``first`` to ``first + tokens - 1`` of an endless stream of tokens. Two tokens are
@@ -17,9 +17,10 @@ equal exactly if stream and position are. Stream -1 - i is what row i generates;
 
 
 class Content:
-    """The tokens with which a request begins, as far as another one may have the same: ``tokens`` of them, here none.
+    """The tokens with which a request begins, as far as another one may have the same: ``tokens`` of them.
 
     What follows them (the rest of the prompt, and what is generated) nobody else has. ``table`` belongs to the KV pool.
+    This one is of tokens that nobody else has at all; the others say what two of a kind have in common.
     """
 
     __slots__ = ("table", "tokens")
@@ -30,11 +31,11 @@ class Content:
 
     def cut(self, start: int, tokens: int) -> object:
         """So many tokens from ``start`` on: equal for two contents that agree before, exactly if the tokens are."""
-        raise NotImplementedError
+        return self
 
     def common(self, other: Any, start: int) -> int:
         """The first token from ``start`` on at which the two differ or one ends, if they agree before."""
-        raise NotImplementedError
+        return self.tokens if other is self else start
 
 
 class HashedContent(Content):
@@ -70,6 +71,30 @@ class HashedContent(Content):
             else:
                 end = middle
         return min(low * self.size, tokens)
+
+
+class HistoryContent(Content):
+    """By the conversation whose text it is, from its beginning.
+
+    >>> one, other = HistoryContent(3, 40), HistoryContent(3, 64)
+    >>> one.common(other, 0), one.common(HistoryContent(4, 64), 0)
+    (40, 0)
+    """
+
+    __slots__ = ("history",)
+
+    def __init__(self, history: int, tokens: int) -> None:
+        self.tokens = tokens
+        self.table = None
+        self.history = history
+
+    def cut(self, start: int, tokens: int) -> int:
+        return self.history
+
+    def common(self, other: HistoryContent, start: int) -> int:
+        if self.history != other.history:
+            return start
+        return self.tokens if self.tokens < other.tokens else other.tokens
 
 
 class WrittenContent(Content):
@@ -132,39 +157,85 @@ class WrittenContent(Content):
 
 
 class Contents:
-    """The contents of a trace's rows, made when they are asked for."""
+    """The contents of a trace's rows, made when they are asked for.
+
+    Where prompts carry on a conversation, what a row generates is what the prompt of the next turn says behind its own:
+    the next turn finds it, as far as it was computed.
+    """
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._rows_of: dict[int, int] | None = None
-        self._shared_ids = _view(np.zeros(len(trace), np.int64))
+        self._histories: memoryview[int] | None = None
+        self._shared: memoryview[int]  # of each row: ids, or tokens of its history, that others have
         if trace.segments is not None:
             self._rows_of = _rows_by_stream(trace)
-        elif trace.prefix_hashes is not None and trace.hash_block_tokens is not None:
-            ids, offsets = trace.prefix_hashes.values, trace.prefix_hashes.offsets
-            often = np.bincount(ids) > 1 if len(ids) else np.empty(0, bool)
-            self._shared_ids = _view(_leading(often[ids], offsets))
-            self._ids, self._offsets = _view(ids), _view(offsets)
-            self._size = trace.hash_block_tokens
+            return
+        before = carried_on(trace)
+        if trace.prefix_hashes is not None and trace.hash_block_tokens is not None:
+            self._name_blocks(trace, trace.prefix_hashes, trace.hash_block_tokens, before)
+            return
+        self._histories = _view(_ends(before))
+        carries_on = before >= 0
+        total = trace.prompt_tokens + trace.output_tokens
+        shared = np.where(carries_on, total[before], 0)
+        shared[before[carries_on]] = total[before[carries_on]]
+        self._shared = _view(shared)
+
+    def _name_blocks(self, trace: Trace, hashes: Ragged, size: int, before: NDArray[np.int64]) -> None:
+        """Ids of a row's own prompt, or of the last turn's that says what the row generates."""
+        ids, offsets, counts = hashes.values, hashes.offsets, hashes.counts
+        often = np.bincount(ids) > 1 if len(ids) else np.empty(0, bool)
+        source = np.arange(len(trace))
+        later = np.flatnonzero(before >= 0)
+        row = before[later]
+        if len(later) and len(ids):
+            prompt, total = trace.prompt_tokens[row], trace.prompt_tokens[row] + trace.output_tokens[row]
+            # The next turn has the same full blocks; a partial one has the same id, or one that nobody else has.
+            full = np.minimum(prompt // size, counts[row])
+            own, others = offsets[:-1][row] + full, offsets[:-1][later] + full
+            padded = np.append(ids, -1)
+            same = (full == 0) | (padded[own - 1] == padded[others - 1])
+            last = np.where(counts[row] > full, padded[own], -1)
+            begins = (counts[later] > full) & same & ((last < 0) | (last == padded[others]) | ~often[last])
+            later, row, full, total = later[begins], row[begins], full[begins], total[begins]
+            # Of the next turn's ids, those of blocks that the row generates; none is taken as generated by two rows.
+            made = np.minimum(-(-total // size), counts[later]) - full
+            which = np.repeat(np.arange(len(row)), made)
+            place = np.arange(len(which)) - np.repeat(np.cumsum(made) - made, made)
+            made_ids = ids[(offsets[:-1][later] + full)[which] + place]
+            _, first, name = np.unique(made_ids, return_index=True, return_inverse=True)
+            alone = np.ones(len(row), bool)
+            alone[which[which[first][name] != which]] = False
+            often[made_ids[alone[which]]] = True
+            source[row[alone]] = later[alone]
+        self._ids, self._offsets, self._size = _view(ids), _view(offsets), size
+        source = _ends(source)  # all turns of a conversation have the ids of its last one
+        self._source = _view(source)
+        self._shared = _view(_leading(often[ids], offsets)[source])
 
     def __bool__(self) -> bool:
         """False if no two rows share anything."""
         if self._rows_of is not None:
             return any(rows > 1 for rows in self._rows_of.values())
-        return any(self._shared_ids)
+        return any(self._shared)
 
     def of(self, row: int, prompt_tokens: int, output_tokens: int) -> Content | None:
         """What others may have in common with this row, or None: nothing."""
         if self._rows_of is not None:
             segments = self._by_segments(row, output_tokens)
             return WrittenContent(segments) if segments else None
-        shared = self._shared_ids[row]
+        shared = self._shared[row]
         if not shared:
             return None
-        start = self._offsets[row]
+        if self._histories is not None:
+            return HistoryContent(self._histories[row], min(shared, prompt_tokens + output_tokens))
+        source = self._source[row]
+        start = self._offsets[source]
         tokens = shared * self._size
+        most = prompt_tokens if source == row else prompt_tokens + output_tokens
         ids = self._ids[start : start + shared].tolist()
-        return HashedContent(ids, self._size, tokens if tokens < prompt_tokens else prompt_tokens)
+        return HashedContent(ids, self._size, tokens if tokens < most else most)
 
     def _by_segments(self, row: int, output_tokens: int) -> list[Segment]:
         assert self._trace.segments is not None
@@ -175,6 +246,44 @@ class Contents:
             if self._rows_of.get(stream, 0) < 2:
                 return segments[:i]
         return segments
+
+
+def carried_on(trace: Trace) -> NDArray[np.int64]:
+    """The row whose prompt and output each row's prompt begins with, -1 where there is none; shape (n,).
+
+    It is the row before it of the same ``history``; where the trace has no such column, of the same session (if it
+    waits for that one, where ``wait_for`` says who waits for whom). A prompt that is shorter than the two together is
+    of a history that was cut, and carries on nothing.
+    """
+    n = len(trace)
+    before = np.full(n, -1, np.int64)
+    number = trace.session if trace.history is None else trace.history
+    if number is None:
+        return before
+    order = np.argsort(number, kind="stable")
+    earlier, later = order[:-1], order[1:]
+    fits = trace.prompt_tokens[later] >= trace.prompt_tokens[earlier] + trace.output_tokens[earlier]
+    follows = (number[earlier] == number[later]) & (number[later] >= 0) & fits
+    before[later[follows]] = earlier[follows]
+    if trace.history is None and trace.wait_for is not None:
+        rows = trace.wait_for.rows
+        waits = np.zeros(n, bool)
+        waits[rows[trace.wait_for.values == before[rows]]] = True
+        before[~waits] = -1
+    return before
+
+
+def histories(trace: Trace) -> NDArray[np.int64]:
+    """The column ``history`` of a trace, from its sessions where it has none: the number of a first row; shape (n,)."""
+    return _ends(carried_on(trace))
+
+
+def _ends(following: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where one comes from each row by going on to the row that follows it (-1 or itself: none); shape (n,)."""
+    end = np.where(following < 0, np.arange(len(following)), following)
+    while (end != (further := end[end])).any():
+        end = further
+    return end
 
 
 def _rows_by_stream(trace: Trace) -> dict[int, int]:

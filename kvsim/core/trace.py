@@ -97,7 +97,7 @@ class Ragged:
 
 COLUMNS: Final = (
     *("arrival_ns", "prompt_tokens", "output_tokens", "session", "think_ns", "priority"),
-    *("tenant", "model", "images", "deadline_ns", "ends_by_eos"),
+    *("tenant", "model", "images", "deadline_ns", "ends_by_eos", "history"),
 )
 RAGGED_COLUMNS: Final = ("wait_for", "prefix_hashes", "segments")
 """Columns of a Trace with one value per row, and with any number of values per row."""
@@ -139,6 +139,9 @@ class Trace:
       behind the same id. Ids are numbered from 0 without gaps over the whole trace; readers renumber ids that a file
       keeps apart by session, or that name a block's own content only.
     - A block of the trace is not a KV block of an engine: a hit is worth tokens, and those are cut into KV blocks anew.
+    - ``history`` number of the text that a prompt carries on: the prompts of rows with the same number, in order, begin
+      with the prompt and the output of the one before; -1: it carries on nothing. None: rows of a session do. (A row
+      that is shorter than both together was cut and carries on nothing, see ``kvsim.core.content.carried_on``.)
     - ``segments`` (in place of ``prefix_hashes``) the prompt itself, as triples: row i holds (stream, first, tokens),
       (stream, first, tokens), ... for so many tokens of an endless stream from ``first`` on. Two tokens are equal
       exactly if stream and position are. Streams are numbered from 0; stream -1 - k is what row k generates.
@@ -171,6 +174,7 @@ class Trace:
     images: NDArray[np.int64] | None = None
     deadline_ns: NDArray[np.int64] | None = None
     ends_by_eos: NDArray[np.int64] | None = None
+    history: NDArray[np.int64] | None = None
     wait_for: Ragged | None = None
     prefix_hashes: Ragged | None = None
     hash_block_tokens: int | None = None

@@ -21,12 +21,15 @@ class DecisionRecorder:
     (``swapped``: those of ``preempted`` whose KV went to host memory; they are admitted with all of their context);
     ``prefill_tokens decode_requests context_tokens``; ``waiting running free_blocks`` after scheduling and
     ``free_blocks_end`` after results; with prefix caching ``evicted`` where not 0, and ``cached_blocks`` at the end.
+
+    Leaping there is one dict per stretch: of its first step, but for ``finished``, ``free_blocks_end`` and
+    ``cached_blocks``, which are of its last one. ``step`` counts all.
     """
 
     def __init__(self, replica_id: int, write: Callable[[int, dict[str, Any]], None]) -> None:
         self._replica_id = replica_id
         self._write = write
-        self._step = 0
+        self._without_tokens = 0
         self._evicted = 0
         self._open: deque[dict[str, Any]] = deque()  # steps whose end has not been recorded
         self._arrived: list[int] = []
@@ -66,7 +69,10 @@ class DecisionRecorder:
             tokens_of.append(tokens)
             contexts.append(context)
             kinds.append("d" if decode else "p")
-        current: dict[str, Any] = {"step": self._step, "start_ns": start_ns, "end_ns": end_ns}
+        if replica.stretch_steps > 1:
+            end_ns = replica.end_of(1)
+        step = replica.steps + self._without_tokens
+        current: dict[str, Any] = {"step": step, "start_ns": start_ns, "end_ns": end_ns}
         current.update(id=ids, n=tokens_of, c=contexts, k="".join(kinds))
         refused = [list(entry) for entry in plan.refused] if plan and plan.refused else []
         for name, values in (
@@ -92,9 +98,9 @@ class DecisionRecorder:
             if replica.cache.evicted > self._evicted:
                 current["evicted"] = replica.cache.evicted - self._evicted
                 self._evicted = replica.cache.evicted
-        self._step += 1
         self._open.append(current)
         if not ids:
+            self._without_tokens += 1
             self.applied(replica)
 
     def applied(self, replica: ReplicaState) -> None:

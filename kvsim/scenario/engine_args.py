@@ -93,11 +93,21 @@ def read_engine_args(text: str) -> EngineArguments:
         if key is not None and _accepted(key, value):
             overrides.append(Override(key, value, f"{OPTION} "))
         elif value is True or (value is not False and value not in NEUTRAL.get(name, ())):  # True == 1
-            reason = PRESETS[PRESET].ignored.get(name, "is not modelled")
+            reason = "is not modelled" if key else PRESETS[PRESET].ignored.get(name, "is not modelled")
             not_modelled.append(f"{written} {reason}")
     if no_effect:
         not_modelled.append(f"no effect here: {', '.join(no_effect)}")
     return EngineArguments(tuple(overrides), tuple(not_modelled))
+
+
+def check_version(scenario: Scenario) -> None:
+    """Raises InputError for a scenario of an engine whose arguments are others than those known here."""
+    preset = scenario.engine.preset
+    if preset in PRESETS and preset != PRESET:
+        problem = (
+            f"the lines that are read and written are those of {PRESET}, whose arguments are not those of {preset}"
+        )
+        raise scenario.source.error(problem, ("engine", "preset"), f"set the keys of {preset} themselves")
 
 
 def shadowed(scenario: Scenario, read: EngineArguments) -> Iterator[str]:
@@ -251,8 +261,9 @@ def serve_lines(resolved: Resolved) -> tuple[list[str], list[str]]:
     """The ``vllm serve`` line of each pool of a scenario, and notes on what such a line cannot say.
 
     Limits that a scenario leaves to the preset are written out, so that the line does not depend on the GPU that it
-    is given. Raises InputError for a scheduler or KV manager that is not vLLM's.
+    is given. Raises InputError for another version of vLLM, and for a scheduler or KV manager that is not vLLM's.
     """
+    check_version(resolved.scenario)
     lines = []
     notes = []
     for pool in resolved.pools:

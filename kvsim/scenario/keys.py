@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from kvsim.scenario.units import parse_bytes
 
@@ -105,6 +105,11 @@ class WorkloadKeys(Section):
         default="open",
         description="open: every turn at its recorded time. closed: a later turn is sent think time after the "
         "previous one ended.",
+    )
+    history_in_prompts: bool = Field(
+        default=True,
+        description="A turn's prompt begins with the prompt and the answer of the turn before, unless it is too short "
+        "for both (a history that was cut). False: sessions say nothing of what prompts share; only block ids do.",
     )
     max_concurrency: int | None = Field(
         default=None,
@@ -218,12 +223,24 @@ class EngineKeys(Section):
     mode: Literal["leap", "step"] = Field(
         default="leap", description="leap skips steps in which nothing changes; same results."
     )
+    performance_mode: Literal["balanced", "interactivity", "throughput"] = Field(
+        default="balanced",
+        description="throughput: twice the preset's max_num_seqs and max_num_batched_tokens, as far as they are not "
+        "given. (interactivity, finer CUDA graphs for small batches, is not modelled.)",
+    )
     frontend_s: float = Field(
         default=0.0,
         ge=0,
         description="Time between client and scheduler, both ways together: HTTP, tokenising, streaming. It is part of "
         "TTFT and end-to-end latency; vLLM's own metrics leave it out.",
     )
+
+    @field_validator("performance_mode")
+    @classmethod
+    def _without_graphs(cls, mode: str) -> str:
+        if mode == "interactivity":
+            raise ValueError("is not modelled: step times do not depend on the sizes of CUDA graphs")
+        return mode
 
 
 class SLOKeys(Section):

@@ -21,8 +21,9 @@ class Preset:
     max_num_batched_tokens), largest first, and ``small_batch_gpus`` get its last row whatever their memory.
     ``memory`` is what the engine takes beside weights and KV.
     ``ignored`` maps an argument of that engine which changes nothing here to the reason: it is refused, never dropped
-    in silence. ``on_by_default`` are features that the engine has on and kvsim off unless asked; ``notes`` say what
-    else is to be known of the engine's rules.
+    in silence. ``on_by_default`` are features that the engine has on and kvsim off unless asked;
+    ``performance_modes`` those that it has and that are modelled; ``notes`` say what else is to be known of the
+    engine's rules.
     """
 
     seats: Mapping[str, str]
@@ -33,6 +34,7 @@ class Preset:
     memory: EngineMemory
     ignored: Mapping[str, str]
     on_by_default: tuple[str, ...] = ()
+    performance_modes: tuple[str, ...] = ("balanced",)
     notes: tuple[str, ...] = ()
 
     def batch(
@@ -41,25 +43,28 @@ class Preset:
         max_model_len: int,
         *,
         whole_prompts: bool,
+        doubled: bool = False,
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
     ) -> tuple[int, int]:
-        """max_num_seqs and max_num_batched_tokens on this GPU, where they are not given.
+        """max_num_seqs and max_num_batched_tokens on this GPU, where they are not given; ``doubled`` by a mode for it.
 
         A scheduler of ``whole_prompts`` can only run prompts that fit in one step, so its token budget is at least
         ``max_model_len``. Defaults are kept consistent: tokens <= seqs * max_model_len, seqs <= tokens.
-        Source: vLLM 0.33, engine arguments of the API server.
+        Source: vLLM 0.33.0, ``vllm/engine/arg_utils.py``, for the API server. (Its class for offline use has 16,384,
+        16,384 and 8,192 tokens from the largest GPUs to the smallest.)
         """
         small = any(name in gpu.name.lower() for name in self.small_batch_gpus)
         rows = self.batch_by_memory[-1:] if small else self.batch_by_memory
         _, seqs, tokens = next(row for row in rows if gpu.memory_bytes >= row[0])
+        if doubled:
+            seqs, tokens = 2 * seqs, 2 * tokens
         seqs = max_num_seqs or seqs
         if max_num_batched_tokens is not None:
             tokens = max_num_batched_tokens
-        elif whole_prompts:
-            tokens = max(tokens, max_model_len)
         else:
-            tokens = min(tokens, seqs * max_model_len)
+            least = max_model_len if whole_prompts else 1
+            tokens = min(max(tokens, least), seqs * max_model_len)
         return (max_num_seqs or min(seqs, tokens)), tokens
 
 
@@ -79,8 +84,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ignored={
                 "scheduling_policy": "is written scheduler.policy here",
                 "async_scheduling": "is written scheduler.async_scheduling here",
-                "stream_interval": _NOT_YET,
-                "performance_mode": _NOT_YET,
+                "stream_interval": "is not modelled: ITL would be the gaps between deliveries, all else is the same",
+                "performance_mode": "is written engine.performance_mode here",
                 "kv_offloading_size": _NOT_YET,
                 "kv_offloading_backend": _NOT_YET,
                 "kv_transfer_config": "is written cluster.pools and cluster.link here",
@@ -95,6 +100,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "load_format": _NO_EFFECT,
             },
             on_by_default=("prefix caching", "async scheduling"),
+            performance_modes=("balanced", "throughput"),
         ),
         # Read in 0.6.6.post1, nothing recorded: docs/engines.md.
         "vllm@0.6": Preset(

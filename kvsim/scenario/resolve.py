@@ -15,6 +15,7 @@ import kvsim.models
 from kvsim import __version__
 from kvsim.core import plugins
 from kvsim.core.cluster import QUEUE_LIMITS, Cluster, HostMemory, Pool, RunOptions
+from kvsim.core.content import carried_on
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
 from kvsim.core.layout import Layout
@@ -153,6 +154,9 @@ def _preset(scenario: Scenario) -> Preset:
         raise scenario.source.error(
             f"unknown preset {name!r}", ("engine", "preset"), f"{meant}known: {', '.join(PRESETS)}"
         )
+    mode, modes = scenario.engine.performance_mode, PRESETS[name].performance_modes
+    if mode not in modes:
+        raise scenario.source.error(f"{name} has no mode {mode!r}", ("engine", "performance_mode"), " or ".join(modes))
     return PRESETS[name]
 
 
@@ -335,7 +339,8 @@ class _PoolResolver:
             name: value for name, value in keys.parameters.items() if name in ("max_num_seqs", "max_num_batched_tokens")
         }
         whole_prompts = not getattr(scheduler, "enable_chunked_prefill", self._name("scheduler") != "prefill_first")
-        seqs, tokens = self.preset.batch(gpu, self.max_model_len, whole_prompts=whole_prompts, **given)
+        doubled = self.scenario.engine.performance_mode == "throughput"
+        seqs, tokens = self.preset.batch(gpu, self.max_model_len, whole_prompts=whole_prompts, doubled=doubled, **given)
         limits = {"max_num_seqs": seqs, "max_num_batched_tokens": tokens}
         fields = seats.parameters_of(type(scheduler))
         scheduler = dataclasses.replace(scheduler, **{name: n for name, n in limits.items() if name in fields})
@@ -487,6 +492,8 @@ def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], all
     if workload.outputs_end_by is not None:
         ends = np.full(len(trace), workload.outputs_end_by == "eos", np.int64)
         trace = dataclasses.replace(trace, ends_by_eos=ends)
+    if not workload.history_in_prompts:
+        trace = dataclasses.replace(trace, history=np.full(len(trace), -1, np.int64))
     if workload.sessions == "closed" and trace.session is None:
         raise source.error(
             "closed sessions need a trace that has sessions",
@@ -562,7 +569,17 @@ def _cache_notes(preset: Preset, pools: tuple[ResolvedPool, ...], trace: Trace) 
         if "prefix caching" in preset.on_by_default:
             yield "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)"
     elif trace.prefix_hashes is None and trace.segments is None:
-        yield "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
+        carry_on = int((carried_on(trace) >= 0).sum())
+        if not carry_on:
+            yield "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
+            return
+        in_session = trace.session[trace.session >= 0] if trace.session is not None else np.empty(0)
+        later = len(in_session) - len(np.unique(in_session))
+        if carry_on < later:
+            yield (
+                f"prefix caching: {later - carry_on} of {later} later turns are too short for the turn before, prompt "
+                "and answer: their history was cut, and they are taken to share nothing with it"
+            )
 
 
 def _async_notes(preset: Preset, pools: tuple[ResolvedPool, ...]) -> Iterator[str]:

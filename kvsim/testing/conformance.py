@@ -187,9 +187,12 @@ FILES: Final = ("config.json", "requests.csv", "steps.jsonl.gz")
 SIZES: Final = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "usable_blocks")
 
 
-def replay(recording: Recording, mode: Mode, *, check_laws: bool = False) -> tuple[RunLog, list[dict[str, Any]]]:
+def replay(
+    recording: Recording, mode: Mode, *, check_laws: bool = False, stretches: bool = False
+) -> tuple[RunLog, list[dict[str, Any]]]:
     """What the engine does with a recording's requests: the log, and in step mode every step's decisions.
 
+    ``stretches``: leaping, those of every stretch (a run of which nothing is recorded advances in a quicker loop).
     Raises InputError if the recording uses something that is not modelled.
     """
     decisions: list[dict[str, Any]] = []
@@ -197,19 +200,30 @@ def replay(recording: Recording, mode: Mode, *, check_laws: bool = False) -> tup
     def record(replica: int, step: dict[str, Any]) -> None:
         decisions.append(step)
 
-    options = RunOptions(mode=mode, check_laws=check_laws, decisions=record if mode == "step" else None)
+    options = RunOptions(mode=mode, check_laws=check_laws, decisions=record if stretches or mode == "step" else None)
     return simulate(recording.trace(), recording.cluster(), options), decisions
 
 
 def compare(recording: Recording, mode: Mode) -> Comparison:
-    """Replays a recording and compares: every field of every step (step mode), and what became of each request."""
-    log, steps = replay(recording, mode)
-    difference = first_difference("step", recording.steps, steps) if mode == "step" else None
-    difference = difference or first_difference("request", recorded_outcome(recording), simulated_outcome(log))
-    compared = f"{len(recording.requests)} requests"
+    """Replays a recording and compares every field of every step, and what became of each request.
+
+    Leaping, a stretch is compared where something changes, at its beginning and its end, and the recording is looked
+    through for anything that changes in between. What becomes of requests is compared with the usual run as well, of
+    which nothing is recorded.
+    """
+    outcome = recorded_outcome(recording)
+    log, decisions = replay(recording, mode, stretches=True)
     if mode == "step":
-        compared = f"{len(recording.steps)} steps, {compared}"
-    return Comparison(recording.name, mode, compared, difference)
+        compared = f"{len(recording.steps)} steps"
+        difference = first_difference("step", recording.steps, decisions)
+    else:
+        compared = f"{len(decisions)} stretches of {len(recording.steps)} steps"
+        difference = first_difference_leaping(recording.steps, decisions)
+    difference = difference or first_difference("request", outcome, simulated_outcome(log))
+    if mode == "leap":
+        log, _ = replay(recording, mode)
+        difference = difference or first_difference("request", outcome, simulated_outcome(log))
+    return Comparison(recording.name, mode, f"{compared}, {len(recording.requests)} requests", difference)
 
 
 def first_difference(
@@ -224,6 +238,66 @@ def first_difference(
         index = min(len(recorded), len(simulated))
         return Difference(f"{what} {index}", {f"number of {what}s": (len(recorded), len(simulated))})
     return None
+
+
+AT_THE_END: Final = ("finished", "free_blocks_end", "cached_blocks")
+"""Fields of a step that are written after its results; of a stretch, after those of its last step."""
+
+
+def first_difference_leaping(
+    recorded: Sequence[dict[str, Any]], stretches: Sequence[dict[str, Any]]
+) -> Difference | None:
+    """The first stretch that is not as recorded at its beginning and end, or that leaps over a change."""
+    if not stretches or stretches[0]["step"]:
+        return Difference("step 0", {"number of steps": (len(recorded), 0)})
+    looked_at = 0
+    firsts = [stretch["step"] for stretch in stretches]
+    for ours, until in zip(stretches, [*firsts[1:], len(recorded)], strict=True):
+        first = ours["step"]
+        if not first < until <= len(recorded):
+            return Difference(f"step {first}", {"number of steps": (len(recorded), max(first, until))})
+        theirs = {name: value for name, value in recorded[first].items() if name not in (*AT_THE_END, "evicted")}
+        theirs |= {name: recorded[until - 1][name] for name in AT_THE_END if name in recorded[until - 1]}
+        evicted = sum(step.get("evicted", 0) for step in recorded[looked_at : first + 1])
+        looked_at = first + 1
+        if evicted:  # since the last plan
+            theirs["evicted"] = evicted
+        refused = theirs.get("alloc_failed")
+        if "alloc_failed" not in ours and first and refused == recorded[first - 1].get("alloc_failed"):
+            theirs.pop("alloc_failed", None)  # nothing has changed since, so nobody is asked
+        difference = first_difference("step", [theirs], [ours])
+        if difference is not None:
+            at = until - 1 if set(difference.fields) <= set(AT_THE_END) else first
+            return Difference(f"step {at}", difference.fields)
+        batch = recorded[first]
+        if "plan_ns" in batch and first:  # planned before the results of the step before were seen
+            batch = batch | {"running": batch["running"] - len(recorded[first - 1].get("finished", ()))}
+        between = [_unchanged(batch, steps) for steps in range(1, until - first)]
+        for i, (expected, step) in enumerate(zip(between, recorded[first + 1 : until], strict=True), first + 1):
+            found = {name: value for name, value in step.items() if name not in NOT_OF_THE_BATCH}
+            if i < until - 1 and "finished" in step:
+                found["finished"] = step["finished"]
+            difference = first_difference("step", [found], [expected])
+            if difference is not None:
+                return Difference(f"step {i}, leapt over", difference.fields)
+    return None
+
+
+NOT_OF_THE_BATCH: Final = (*AT_THE_END, "step", "start_ns", "end_ns", "plan_ns", "free_blocks", "evicted")
+
+
+def _unchanged(step: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The batch of a step so many steps later, if everybody decodes and nobody comes, leaves or loses blocks."""
+    requests = len(step["id"])
+    same = {name: step[name] for name in ("id", "alloc_failed", "waiting", "running") if name in step}
+    return same | {
+        "n": [1] * requests,
+        "c": [context + steps for context in step["c"]],
+        "k": "d" * requests,
+        "prefill_tokens": 0,
+        "decode_requests": requests,
+        "context_tokens": sum(step["c"]) + steps * requests,
+    }
 
 
 def recorded_outcome(recording: Recording) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def trace_fault(trace: Trace) -> str | None:
         last = -1 if numbers is None else int(numbers.max(initial=-1))
         if names is not None and len(names) <= last:
             return f"{name} {last} has no name among {len(names)}"
-    for name, least in (("images", 0), ("deadline_ns", -1)):
+    for name, least in (("images", 0), ("deadline_ns", -1), ("history", -1)):
         column = getattr(trace, name)
         if column is not None and (column < least).any():
             return f"{name} has a value below {least}"

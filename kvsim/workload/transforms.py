@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kvsim.core.content import histories
 from kvsim.core.errors import InputError
 from kvsim.core.trace import COLUMNS, Ragged, Trace, TraceRows
 
@@ -321,7 +322,7 @@ TRANSFORMS: Final[dict[str, Callable[..., Trace]]] = {
 }
 """Names under ``workload.transforms``, applied in the order of the list; their arguments are the keys beside it."""
 
-FILL: Final = {"session": -1, "tenant": -1, "model": -1, "deadline_ns": -1}
+FILL: Final = {"session": -1, "tenant": -1, "model": -1, "deadline_ns": -1, "history": -1}
 FAILED: Final = ("source_failed_before", "source_failed_ns", "source_failed_prompt_tokens")
 
 
@@ -417,24 +418,28 @@ def gathered(
         names: dict[str, int] = {}
         for t in traces:
             column = getattr(t, name)
+            if name == "history":
+                column = histories(t)
             if column is None:
                 column = np.full(len(t), FILL.get(name, 0), np.int64)
             elif name in ("tenant", "model"):
                 number = np.array([names.setdefault(n, len(names)) for n in _names(t, name)] or [0], np.int64)
                 column = np.where(column >= 0, number[np.maximum(column, 0)], -1)
-            elif name == "session":
+            elif name in ("session", "history"):
                 column = np.where(column >= 0, column + offset, -1)
                 offset = max(offset, int(column.max()) + 1)
             parts.append(column)
         columns[name] = np.concatenate(parts)[rows]
         if names:
             columns[f"{name}_names"] = list(names)
+    for name in ("session", "history"):
+        if name in columns:
+            numbers = columns[name]
+            pairs = np.column_stack((copy, numbers))[numbers >= 0]
+            _, number = np.unique(pairs, axis=0, return_inverse=True)
+            columns[name] = numbers.copy()
+            columns[name][numbers >= 0] = number.ravel()
     if "session" in columns:
-        session = columns["session"]
-        pairs = np.column_stack((copy, session))[session >= 0]
-        _, number = np.unique(pairs, axis=0, return_inverse=True)
-        columns["session"] = session.copy()
-        columns["session"][session >= 0] = number.ravel()
         columns["session_names"] = None
     if any(t.wait_for is not None for t in traces):
         columns["wait_for"] = _waits(traces, rows, copy)

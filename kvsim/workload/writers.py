@@ -103,7 +103,7 @@ def write_canonical(trace: Trace, path: str | os.PathLike[str]) -> None:
     fields += [(name, list_type) for name in lists]
     metadata = {META_VERSION: str(VERSION), META_ABOUT: json.dumps(about)}
     schema = pa.schema(fields, metadata=metadata)
-    dictionaries = {name: _strings(getattr(trace, f"{name}_names")) for name in texts}
+    dictionaries = {name: _strings(getattr(trace, name), getattr(trace, f"{name}_names")) for name in texts}
     with parquet.ParquetWriter(
         path, schema, compression="zstd", use_dictionary=texts, column_encoding={"arrival_ns": "DELTA_BINARY_PACKED"}
     ) as writer:
@@ -309,10 +309,11 @@ def _column(values: NDArray[Any], arrow: Any, filled: NDArray[np.bool_] | None =
     return pa.Array.from_buffers(arrow, len(values), [bitmap, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def _strings(names: Any) -> Any:
+def _strings(numbers: NDArray[np.int64], names: Sequence[str] | None) -> Any:
+    """What each number is called: by itself if it has no name."""
     import pyarrow as pa
 
-    encoded = [str(name).encode() for name in names or ()]
+    encoded = [str(name).encode() for name in (range(int(numbers.max(initial=-1)) + 1) if names is None else names)]
     ends = np.concatenate(([0], np.cumsum([len(each) for each in encoded]))).astype(np.int32)
     return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
 
@@ -320,7 +321,5 @@ def _strings(names: Any) -> Any:
 def _text_column(numbers: NDArray[np.int64], names: Any) -> Any:
     import pyarrow as pa
 
-    if names is None:
-        names = [str(k) for k in range(int(numbers.max(initial=-1)) + 1)]
     at = numbers.astype(np.int32)
-    return pa.DictionaryArray.from_arrays(_column(at, pa.int32(), at >= 0), _strings(names)).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(_column(at, pa.int32(), at >= 0), _strings(numbers, names)).cast(pa.string())

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import simpy
 
 from kvsim.core.cluster import Cluster, Pool, Role
 from kvsim.core.hardware import Link
-from kvsim.core.trace import Trace
+from kvsim.core.trace import Ragged, Trace
 from kvsim.costs.roofline import Roofline
 from kvsim.engine import simulate
 from kvsim.hardware import load_gpu
@@ -53,13 +53,37 @@ def stretched(trace: Trace, times: float, outputs: int = 1) -> Trace:
     return replace(trace, arrival_ns=arrival_ns, output_tokens=trace.output_tokens * outputs)
 
 
-def pool(role: Role = "mixed", replicas: int = 1, router: Any = None) -> Pool:
+def half_shared(trace: Trace, texts: int = 10) -> Trace:
+    """The first half of every prompt, in whole blocks of 16 tokens, is the beginning of one of so many texts."""
+    blocks = trace.prompt_tokens // 32
+    text = np.arange(len(trace)) % texts
+    longest = int(blocks.max(initial=0))
+    place = np.arange(int(blocks.sum())) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+    _, ids = np.unique(np.repeat(text, blocks) * longest + place, return_inverse=True)
+    hashes = Ragged(ids, np.concatenate(([0], np.cumsum(blocks))))
+    return replace(trace, prefix_hashes=hashes, hash_block_tokens=16)
+
+
+@dataclass(frozen=True)
+class SeesEachStep(ChunkedPrefill):
+    """The same decisions by a policy that has to be asked before every step."""
+
+    every_step = True
+
+
+def pool(
+    role: Role = "mixed",
+    replicas: int = 1,
+    router: Any = None,
+    policy: type[ChunkedPrefill] = ChunkedPrefill,
+    caching: bool = False,
+) -> Pool:
     model = load_model("llama-2-7b")
     return Pool(
         role=role,
         replicas=replicas,
-        scheduler=ChunkedPrefill(max_num_seqs=256, max_num_batched_tokens=2048),
-        kv=Paged(block_size=16),
+        scheduler=policy(max_num_seqs=256, max_num_batched_tokens=2048),
+        kv=Paged(block_size=16, enable_prefix_caching=caching),
         kv_blocks=7424,
         cost=Roofline().start(model, load_gpu("a100-80gb-sxm"), 1),
         router=router or RoundRobin(),
@@ -148,6 +172,9 @@ CASES: dict[str, Callable[[str], Row]] = {
     "w2_sparse": lambda case: measure(case, stretched(peer_trace("w2", 10_000), 100), cluster(pool())),
     "w2_1e5": lambda case: measure(case, w2_like(100_000), cluster(pool())),
     "w2_1e6": lambda case: measure(case, w2_like(1_000_000), cluster(pool())),
+    "w2_caching": lambda case: measure(case, peer_trace("w2", 10_000), cluster(pool(caching=True))),
+    "w2_half_shared": lambda case: measure(case, half_shared(peer_trace("w2", 10_000)), cluster(pool(caching=True))),
+    "every_step": lambda case: measure(case, peer_trace("w2", 10_000), cluster(pool(policy=SeesEachStep))),
     "w2_long": lambda case: measure(case, stretched(peer_trace("w2", 10_000), 2, outputs=2), cluster(pool())),
     "replicas_32_round_robin": lambda case: replicas_32(case, RoundRobin()),
     "replicas_32_least_tokens": lambda case: replicas_32(case, LeastTokens()),

@@ -90,6 +90,7 @@ def composed(
         session=session if linked else None,
         think_ns=np.rint(turns.think_s[order] * 1e9).astype(np.int64) if linked else None,
         images=counts,
+        history=np.maximum(chain, -1) if linked else None,
         wait_for=_wait_for(turns, order),
         prefix_hashes=blocks,
         hash_block_tokens=hash_block_tokens,

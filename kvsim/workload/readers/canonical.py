@@ -31,15 +31,15 @@ META_VERSION: Final = "kvsim.trace_version"
 META_ABOUT: Final = "kvsim.trace"
 
 NEEDED: Final = ("arrival_ns", "prompt_tokens", "output_tokens")
-NUMBERS: Final = ("think_ns", "priority", "images", "deadline_ns")
+NUMBERS: Final = ("think_ns", "priority", "images", "deadline_ns", "history")
 TEXTS: Final = ("session", "tenant", "model")
 
 
 @dataclass(frozen=True)
 class Canonical:
     """Parquet with ``arrival_ns``, ``prompt_tokens``, ``output_tokens`` (int64) and, each optional, ``session``,
-    ``tenant``, ``model`` (text, null for none), ``think_ns``, ``priority``, ``images``, ``deadline_ns`` (int64),
-    ``wait_for``, ``prefix_hashes`` (lists of int64).
+    ``tenant``, ``model`` (text, null for none), ``think_ns``, ``priority``, ``images``, ``deadline_ns``, ``history``
+    (int64), ``wait_for``, ``prefix_hashes`` (lists of int64).
 
     - Meaning and units are those of the Trace's columns. Rows with ``output_tokens`` 0 failed in the traced system;
       ``wait_for`` counts the other rows only, from 0.
@@ -76,7 +76,7 @@ class Canonical:
             for name in NUMBERS:
                 if name in kinds:
                     values[name] = batch.whole(name)
-                    least = {"priority": -(2**62), "deadline_ns": -1}.get(name, 0)
+                    least = {"priority": -(2**62), "deadline_ns": -1, "history": -1}.get(name, 0)
                     batch.refuse(values[name] < least, name, "is too small", f"allowed: whole numbers from {least}")
             if "wait_for" in kinds:
                 ids, counts = batch.ids("wait_for")

@@ -108,6 +108,12 @@ def test_what_is_not_modelled_is_said() -> None:
     )
 
 
+def test_the_mode_for_throughput() -> None:
+    assert keys("--performance-mode throughput") == {"engine.performance_mode": "throughput"}
+    refused = read_engine_args("--performance-mode interactivity")
+    assert (refused.overrides, refused.notes) == ((), ("--performance-mode is not modelled",))
+
+
 @pytest.mark.parametrize(
     ("name", "entry"),
     [
@@ -182,6 +188,18 @@ def test_a_line_for_each_pool(scenario: Path) -> None:
 def test_a_policy_that_is_not_vllms_has_no_line(scenario: Path) -> None:
     with pytest.raises(InputError, match="prefill_first is not what vLLM does"):
         serve_lines(resolve(Scenario.load(scenario, {"scheduler": "prefill_first"})))
+
+
+def test_lines_are_those_of_one_version(scenario: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """vLLM 0.6 has other arguments under other names, --preemption-mode and --swap-space among them."""
+    scenario.write_text(SCENARIO + "engine: vllm@0.6\n")
+    for command in (("engine-args", scenario), ("validate", scenario, "--engine-args", "--max-num-seqs 5")):
+        assert run(*command) == 2
+        problem = (
+            "the lines that are read and written are those of vllm@0.33, whose arguments are not those of vllm@0.6"
+        )
+        assert f"engine.preset: {problem}" in capsys.readouterr().err
+    assert run("validate", scenario) == 0
 
 
 def mentions(err: str) -> Sequence[str]:

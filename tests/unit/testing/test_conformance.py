@@ -5,6 +5,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ import pytest
 
 from kvsim.cli import main
 from kvsim.core.errors import InputError
-from kvsim.testing.conformance import Difference, cases, compare, first_difference, load
+from kvsim.testing.conformance import (
+    Difference,
+    cases,
+    compare,
+    first_difference,
+    first_difference_leaping,
+    load,
+    replay,
+)
 
 PRESSURE = Path(__file__).parents[2] / "recordings" / "pressure"
 
@@ -72,6 +81,54 @@ def test_an_event_that_only_one_side_has_is_found(recording: Path, name: str) ->
     assert difference == Difference(f"step {index}", {name: (None, steps[index][name])})
 
 
+@pytest.mark.parametrize("name", ["arrived", "admitted", "preempted", "alloc_failed", "finished"])
+@pytest.mark.parametrize("mine", [True, False], ids=["recorded", "simulated"])
+def test_leaping_over_it_is_found_as_well(recording: Path, name: str, mine: bool) -> None:
+    """An event at the beginning of a stretch, or at its end, and one in its middle that only the recording has."""
+    steps = load(recording).steps
+    index = next(index for index, step in enumerate(steps) if name in step and index > 100)
+    if mine:
+        alter_step(recording, index, lambda step: step.pop(name))
+        difference = compare(load(recording), "leap").difference
+        where = ""
+        fields = {name: (None, steps[index][name])}
+    else:
+        firsts = [stretch["step"] for stretch in replay(load(recording), "leap", stretches=True)[1]]
+        middle = next(first + 2 for first, until in pairwise(firsts) if until - first > 4)
+        event = steps[index][name]
+        alter_step(recording, middle, lambda step: step.update({name: event}))
+        difference = compare(load(recording), "leap").difference
+        index, where = middle, ", leapt over"
+        fields = {name: (event, None)}
+    assert difference == Difference(f"step {index}{where}", fields)
+
+
+@pytest.mark.parametrize("name", ["n", "c", "k", "waiting", "running"])
+def test_no_batch_changes_in_a_stretch(recording: Path, name: str) -> None:
+    firsts = [stretch["step"] for stretch in replay(load(recording), "leap", stretches=True)[1]]
+    middle = next(first + 2 for first, until in pairwise(firsts) if until - first > 4)
+
+    def change(step: dict[str, Any]) -> None:
+        value = step[name]
+        step[name] = value + 1 if isinstance(value, int) else value[:-1]
+
+    alter_step(recording, middle, change)
+    difference = compare(load(recording), "leap").difference
+    assert difference is not None
+    assert (difference.where, list(difference.fields)) == (f"step {middle}, leapt over", [name])
+
+
+def test_stretches_cover_every_step(recording: Path) -> None:
+    steps, stretches = load(recording).steps, replay(load(recording), "leap", stretches=True)[1]
+    assert len(stretches) < len(steps) / 2
+    assert first_difference_leaping(steps, stretches) is None
+    assert first_difference_leaping(steps, []) == Difference("step 0", {"number of steps": (357, 0)})
+    late = first_difference_leaping(steps, stretches[1:])
+    assert late == Difference("step 0", {"number of steps": (357, 0)})
+    assert first_difference_leaping(steps[:-1], stretches) is not None
+    assert first_difference_leaping(steps, stretches[:-1]) is not None
+
+
 @pytest.mark.parametrize("mode", ["step", "leap"])
 @pytest.mark.parametrize("name", ["first_scheduled_ns", "first_token_ns", "finish_ns", "preemptions"])
 def test_one_altered_outcome_of_one_request_is_found(recording: Path, name: str, mode: Any) -> None:
@@ -102,7 +159,7 @@ def test_the_command_prints_the_first_difference_with_both_sides(
     assert run(recording) == 0
     assert capsys.readouterr().out.splitlines() == [
         "pressure: step: 357 steps, 60 requests: equal",
-        "pressure: leap: 60 requests: equal",
+        "pressure: leap: 169 stretches of 357 steps, 60 requests: equal",
         "1 equal",
     ]
     alter_step(recording, 3, lambda step: step.update(free_blocks=99))
