@@ -23,12 +23,13 @@ def write_plain_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write ``arrival_s,prompt_tokens,output_tokens`` and the optional columns that the trace has, LF line ends.
 
     Seconds are written exactly, without trailing zeros. Rows that failed in the traced system are not in it.
-    Raises InputError for a trace with lists (prefix hashes, wait_for), which a CSV does not hold, and OSError if the
-    file cannot be written.
+    Raises InputError for a trace with lists (prefix hashes, wait_for) or with line ends in names, which a CSV does not
+    hold, and OSError if the file cannot be written.
     """
     for name in RAGGED_COLUMNS:
         if getattr(trace, name) is not None:
             raise InputError(f"a CSV does not hold {name}", key=str(path), hint="write .jsonl or .parquet")
+    _refuse_line_ends(trace, path)
     write_csv(_plain_columns(trace), path)
 
 
@@ -152,6 +153,7 @@ def write_burstgpt_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
     if trace.tenant is not None and (int(trace.tenant.max(initial=-1)) >= len(services) or {*services} - {*LOG_TYPES}):
         hint = f"allowed: {', '.join(LOG_TYPES)}; write it as .parquet"
         raise InputError("BurstGPT's format does not hold these tenants", key=str(path), hint=hint)
+    _refuse_line_ends(trace, path)
     elapsed_ns = None if trace.session is None else _elapsed(trace, trace.session, path)
     first_ns = trace.origin_ns or 0
     in_seconds = [first_ns, trace.arrival_ns, *(() if trace.source_failed_ns is None else (trace.source_failed_ns,))]
@@ -160,7 +162,7 @@ def write_burstgpt_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
     if trace.model is not None and not models:
         models = [str(k) for k in range(int(trace.model.max(initial=-1)) + 1)]
     sessions = [] if trace.session is None or trace.session_names is None else trace.session_names
-    quoted = any(not {*str(name)}.isdisjoint(',"\r\n') for name in (*models, *sessions))
+    quoted = any(not {*str(name)}.isdisjoint(',"') for name in (*models, *sessions))
     models, services = [*models, "ChatGPT"], [*services, *LOG_TYPES]
     talk, api = len(services) - 2, len(services) - 1
 
@@ -256,6 +258,14 @@ def _in_file_order(trace: Trace) -> Iterator[tuple[NDArray[np.int64], NDArray[np
         count = int((rows < 0).sum())
         yield rows, np.arange(failures, failures + count)
         failures += count
+
+
+def _refuse_line_ends(trace: Trace, path: str | os.PathLike[str]) -> None:
+    for ours, _ in _TEXTS:
+        for name in getattr(trace, f"{ours}_names") or ():
+            if "\n" in name or "\r" in name:
+                hint = "write .jsonl or .parquet"
+                raise InputError(f"a CSV does not hold the {ours} {name!r}", key=str(path), hint=hint)
 
 
 def _plain_columns(trace: Trace) -> dict[str, list[Any]]:

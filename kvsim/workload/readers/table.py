@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from lzma import LZMAError
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import IO, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -365,7 +365,10 @@ def require(table: Table, columns: Sequence[str]) -> None:
 
 
 class CsvTable:
-    """A CSV file: UTF-8, commas, header in the first line; LF, CRLF or CR; quotes allowed; empty lines skipped."""
+    """A CSV file: UTF-8, commas, header in the first line; LF, CRLF or CR; quotes allowed; empty lines skipped.
+
+    A row is a line: no published format has line ends inside cells, and a stray quote would swallow the rows behind it.
+    """
 
     ROWS: Final = 8_192
 
@@ -394,8 +397,9 @@ class CsvTable:
         positions = {name: str(self.names.index(name)) for name in kinds}
         row = 0
         try:
+            source = _QuoteWatch(open_bytes(self.path))
             stream = pa.csv.open_csv(
-                open_bytes(self.path),
+                source,
                 pa.csv.ReadOptions(
                     use_threads=False, skip_rows=1, column_names=[str(i) for i in range(len(self.names))]
                 ),
@@ -417,20 +421,26 @@ class CsvTable:
             raise self._unreadable(kinds, str(error)) from None
         except (pa.ArrowException, OSError, EOFError, LZMAError) as error:
             raise InputError(f"cannot be read: {first_line(error)}", file=self.path) from None
-        if not row:
+        if not row or (source.seen and row != self._lines()):
             raise self._unreadable(kinds, "no rows")
+
+    def _lines(self) -> int:
+        """Lines below the header that are not empty."""
+        with readable(self.path), open_text(self.path) as lines:
+            lines.readline()
+            return sum(1 for line in lines if line.strip("\r\n"))
 
     def _sifted(self, kinds: Mapping[str, Kind], quarantine: Quarantine) -> Iterator[Batch]:
         """Row by row; those with too few or too many cells, or a cell that does not parse, go into quarantine."""
-        width = len(self.names)
         wanted = [(name, self.names.index(name), kind) for name, kind in kinds.items()]
         records = self._records()
         while chunk := list(islice(records, self.ROWS)):
+            rows = []
             for line, record in chunk:
-                if len(record) != width:
-                    problem = f"has {len(record)} cells, the header has {width}"
-                    quarantine.add(f"line {line}", "", ",".join(record), problem)
-            rows = [(line, record) for line, record in chunk if len(record) == width]
+                if problem := self._misshapen(record):
+                    quarantine.add(f"line {line}", "", ",".join(record).rstrip("\n"), problem)
+                else:
+                    rows.append((line, record))
             if not rows:
                 continue
             arrays, faulty = {}, {}
@@ -452,40 +462,63 @@ class CsvTable:
         """Finds a cell by going through the file again."""
 
         def cell(i: int, name: str) -> Cell:
-            line, record = next(islice(self._records(), first_row + i, None))
-            return Cell(line, name, record[self.names.index(name)])
+            for row, (line, record) in enumerate(self._records()):
+                if problem := self._misshapen(record):  # it may have swallowed rows, so that others are numbered wrong
+                    raise self._misshapen_error(line, record, problem)
+                if row == first_row + i:
+                    return Cell(line, name, record[self.names.index(name)])
+            raise InputError("changed while it was read", file=self.path)
 
         return cell
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
-        """Number of the (last) line and cells of every row; bytes that are not UTF-8 come as lone surrogates."""
+        """Number of the line and cells of every row; bytes that are not UTF-8 come as lone surrogates.
+
+        A line that cannot be taken apart (a quote is left open) comes whole, with a line end behind it.
+        """
         with readable(self.path), open_text(self.path) as lines:
             lines.readline()
-            records = csv.reader(lines)
-            try:
-                for record in records:
-                    if record:
-                        yield records.line_num + 1, record
-            except csv.Error as error:
-                raise InputError(f"is not CSV: {error}", file=self.path, line=records.line_num + 1) from None
+            for number, line in enumerate(lines, 2):
+                text = line.rstrip("\r\n")
+                if not text:
+                    continue
+                if '"' not in text:
+                    yield number, text.split(",")
+                    continue
+                try:
+                    record = next(csv.reader([f"{text}\n"]))
+                    whole = not record[-1].endswith("\n")
+                except csv.Error:  # a cell of more than 131,072 characters
+                    whole = False
+                yield number, record if whole else [f"{text}\n"]
+
+    def _misshapen(self, record: list[str]) -> str:
+        """What is wrong with a row of ``_records`` before any cell is looked at, or nothing."""
+        if record[-1].endswith("\n"):
+            return "has a quote that is not closed on its line"
+        if len(record) != len(self.names):
+            return f"has {len(record)} cells, the header has {len(self.names)}"
+        return ""
+
+    def _misshapen_error(self, line: int, record: list[str], problem: str) -> InputError:
+        hint = "each row needs as many cells as the header, on one line"
+        key = shown(",".join(record).rstrip("\n"))
+        return InputError(problem, file=self.path, line=line, key=key, hint=hint)
 
     def _unreadable(self, kinds: Mapping[str, Kind], reason: str) -> InputError:
         """The error for the first row or cell that Arrow could not parse (or, if none is found, its own words)."""
-        width = len(self.names)
         wanted = [(name, self.names.index(name), kind) for name, kind in kinds.items()]
         records = self._records()
         empty = True
         while chunk := list(islice(records, 4096)):
             empty = False
-            if all(len(record) == width for _, record in chunk) and all(
+            if not any(self._misshapen(record) for _, record in chunk) and all(
                 _parses([record[i] for _, record in chunk], kind) for _, i, kind in wanted
             ):
                 continue
             for line, record in chunk:
-                if len(record) != width:
-                    hint = "each row needs as many cells as the header"
-                    problem = f"has {len(record)} cells, the header has {width}"
-                    return InputError(problem, file=self.path, line=line, key=shown(",".join(record)), hint=hint)
+                if problem := self._misshapen(record):
+                    return self._misshapen_error(line, record, problem)
                 for name, i, kind in wanted:
                     if not _parses([record[i]], kind):
                         problem = f"{shown(record[i])} is not {kind.allowed}"
@@ -495,6 +528,21 @@ class CsvTable:
         if empty:
             return InputError("has a header but no rows", file=self.path, hint="a trace needs at least one row")
         return InputError(f"cannot be read as CSV: {shown(reason)}", file=self.path)
+
+
+class _QuoteWatch:
+    """A stream of bytes that remembers whether a quote has passed."""
+
+    closed = False
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.seen = False
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.seen = self.seen or b'"' in data
+        return data
 
 
 class JsonLines:

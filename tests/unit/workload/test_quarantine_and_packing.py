@@ -34,7 +34,7 @@ def test_every_kind_of_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> N
         "5,ChatGPT,10,2,12,API log\n"
         "6,ChatGPT,ten,2,12,API log\n"
         "7,ChatGPT,10,2,13,API log\n"
-        '8,ChatGPT,10,2,12,"API\nlog"\n'
+        '8,ChatGPT,10,2,12,"API log"\n8,ChatGPT,10,2,12,"API\nlog"\n'
         "9,ChatGPT,-1,2,1,API log\n"
         "4,ChatGPT,10,2,12,API log\n"
         "10,ChatGPT,10,2\n"
@@ -48,19 +48,48 @@ def test_every_kind_of_bad_row_is_set_aside_with_its_reason(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"t\.csv:3: Request tokens: 'ten' is not a whole number"):
         read_trace(path)
     trace = read_trace(path, on_bad_row="quarantine")
-    assert (trace.arrival_ns // 10**9).tolist() == [0, 7]
+    assert (trace.arrival_ns // 10**9).tolist() == [0, 3, 7]
     assert trace.rows is not None
     assert trace.rows.rejected == (
         RejectedRow("line 3", "Request tokens", "ten", "is not a whole number of at most 18 digits"),
         RejectedRow("line 4", "Total tokens", "13", "is not request + response tokens"),
-        RejectedRow("line 6", "Log Type", "API\\nlog", "is not known"),
-        RejectedRow("line 7", "Request tokens", "-1", "is not a possible number of tokens"),
-        RejectedRow("line 8", "Timestamp", "4", "is earlier than the row before it"),
-        RejectedRow("line 9", "", "10,ChatGPT,10,2", "has 4 cells, the header has 6"),
-        RejectedRow("line 13", "Timestamp", "99999999999", "is not seconds with at most nine decimals"),
+        RejectedRow("line 6", "", '8,ChatGPT,10,2,12,"API', "has a quote that is not closed on its line"),
+        RejectedRow("line 7", "", 'log"', "has 1 cells, the header has 6"),
+        RejectedRow("line 8", "Request tokens", "-1", "is not a possible number of tokens"),
+        RejectedRow("line 9", "Timestamp", "4", "is earlier than the row before it"),
+        RejectedRow("line 10", "", "10,ChatGPT,10,2", "has 4 cells, the header has 6"),
+        RejectedRow("line 14", "Timestamp", "99999999999", "is not seconds with at most nine decimals"),
     )
-    assert (trace.rows.read, trace.rows.source_failed) == (11, 2)
-    assert trace.rows.replayed == 2
+    assert (trace.rows.read, trace.rows.source_failed) == (13, 2)
+    assert trace.rows.replayed == 3
+
+
+@pytest.mark.parametrize("closed_at", [None, 301])
+@pytest.mark.parametrize("rows", [400, 10_000])
+def test_a_stray_quote_costs_its_own_row_alone(tmp_path: Path, rows: int, closed_at: int | None) -> None:
+    """Arrow and the csv module would take all rows up to the next quote for one cell, one of any size."""
+    lines = [BURSTGPT, *(f"{i},ChatGPT,10,2,12,API log\n" for i in range(2, rows + 2))]
+    lines[9] = lines[9].replace("ChatGPT", '"ChatGPT')
+    if closed_at:
+        lines[closed_at - 1] = lines[closed_at - 1].replace("ChatGPT", 'ChatGPT"')
+    path = written(tmp_path, "".join(lines))
+    with pytest.raises(InputError, match=r"t\.csv:10: .* has a quote that is not closed on its line"):
+        read_trace(path)
+    rejected = read_trace(path, on_bad_row="quarantine").rows
+    assert rejected is not None
+    assert (rejected.read, [row.place for row in rejected.rejected]) == (rows, ["line 10"])
+
+
+def test_a_stray_quote_counts_in_columns_that_nobody_reads(tmp_path: Path) -> None:
+    rows = '0,1,1,ok\n1,1,1,"odd\n2,1,1,\n\n3,1,1,odd"\n4,1,1,"a ""b"", c"\n5,0,1,\n'
+    path = written(tmp_path, f"arrival_s,prompt_tokens,output_tokens,note\n{rows}")
+    with pytest.raises(InputError, match=r"t\.csv:3: .* has a quote"):
+        read_trace(path)
+    trace = read_trace(path, on_bad_row="quarantine")
+    assert trace.rows is not None
+    assert (len(trace), [row.place for row in trace.rows.rejected]) == (4, ["line 3", "line 8"])
+    with pytest.raises(InputError, match="a CSV does not hold the session 'a.nb'"):
+        write_plain_csv(dataclasses.replace(trace, session=np.zeros(4, np.int64), session_names=["a\nb"]), path)
 
 
 def test_a_file_without_a_good_row_is_refused(tmp_path: Path) -> None:
@@ -88,12 +117,12 @@ def test_a_row_that_is_not_text_is_set_aside(tmp_path: Path, mark: bytes) -> Non
     """Also right behind a whole character, in a file that begins with a byte order mark: both count as three bytes."""
     path = tmp_path / "t.csv"
     path.write_bytes(
-        mark + b'arrival_s,prompt_tokens,output_tokens,session_id\n0,1,2,a\n0,1,2,"\xef\xbb\xbf\n1\xd4)"\n2,3,4,b\n'
+        mark + b'arrival_s,prompt_tokens,output_tokens,session_id\n0,1,2,a\n0,1,2,\xef\xbb\xbf\n1,\xd4,2,b\n2,3,4,b\n'
     )
     with pytest.raises(InputError, match=r"t\.csv:4: is not UTF-8 text"):
         read_trace(path)
     trace = read_trace(path, on_bad_row="quarantine")
-    assert trace.prompt_tokens.tolist() == [1, 3]
+    assert trace.prompt_tokens.tolist() == [1, 1, 3]
     assert trace.rows is not None
     assert [row.place for row in trace.rows.rejected] == ["line 4"]
 
