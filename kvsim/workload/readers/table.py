@@ -268,6 +268,11 @@ class Columns:
             self._columns.setdefault(name, Column()).append(column[kept])
         self.rows += int(np.count_nonzero(kept))
 
+    @property
+    def names(self) -> list[str]:
+        """The columns, none before the first batch."""
+        return list(self._columns)
+
     def take(self, name: str) -> NDArray[np.int64]:
         """A column, (rows,) int64; nothing is added afterwards."""
         return self._columns[name].take() if name in self._columns else np.empty(0, np.int64)
@@ -280,21 +285,30 @@ class Names:
         self._numbers = Column()
         self._known: dict[str, int] = {}
 
-    def append(self, text: Any, kept: NDArray[np.bool_]) -> None:
-        """Add a column of ``Batch.text``, of the rows at which ``kept`` is true; names of other rows are not kept."""
+    def number(self, text: Any, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """A column of ``Batch.text`` as numbers, (rows,) int64; only names of rows under the mask are kept."""
         indices = _values(text.indices, np.int32).astype(np.int64)
-        indices = np.where(_filled(text), indices, len(text.dictionary))[kept]  # behind the last: no name
+        indices = np.where(_filled(text), indices, len(text.dictionary))  # behind the last: no name
         used = np.zeros(len(text.dictionary) + 1, np.bool_)
-        used[indices] = True
+        used[indices[kept]] = True
         number = np.full(len(used), -1, np.int64)
         for i, (name, is_used) in enumerate(zip(text.dictionary.to_pylist(), used.tolist(), strict=False)):
             if name and is_used:
                 number[i] = self._known.setdefault(name, len(self._known))
-        self._numbers.append(number[indices])
+        return number[indices]
+
+    @property
+    def known(self) -> list[str]:
+        """The name behind each number."""
+        return list(self._known)
+
+    def append(self, text: Any, kept: NDArray[np.bool_]) -> None:
+        """Add a column of ``Batch.text``, of the rows at which ``kept`` is true."""
+        self._numbers.append(self.number(text, kept)[kept])
 
     def take(self) -> tuple[NDArray[np.int64], list[str]]:
         """(n,) int64 numbers, and the name behind each number."""
-        return self._numbers.take(), list(self._known)
+        return self._numbers.take(), self.known
 
 
 def header(head: str) -> list[str]:

@@ -3,21 +3,25 @@
 import bz2
 import dataclasses
 import gzip
+import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import Ragged, RejectedRow, Trace
+from kvsim.core.trace import COLUMNS, FailedRows, Ragged, RejectedRow, Trace, TraceRows
 from kvsim.workload import read_trace
 from kvsim.workload.generate import burstgpt_like_days, chat_sessions, write_burstgpt_csv
 from kvsim.workload.readers.canonical import META_VERSION
+from kvsim.workload.writers import write_burstgpt_csv as write_as_burstgpt
 from kvsim.workload.writers import write_canonical, write_plain_csv, write_plain_jsonl
+from tests.unit.workload.equal_traces import same
 
 BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
 BUNDLED = Path(__file__).parents[3] / "traces"
@@ -88,7 +92,7 @@ def test_a_stray_quote_counts_in_columns_that_nobody_reads(tmp_path: Path) -> No
     trace = read_trace(path, on_bad_row="quarantine")
     assert trace.rows is not None
     assert (len(trace), [row.place for row in trace.rows.rejected]) == (4, ["line 3", "line 8"])
-    with pytest.raises(InputError, match="a CSV does not hold the session 'a.nb'"):
+    with pytest.raises(InputError, match=r"a CSV does not hold the session 'a.nb'"):
         write_plain_csv(dataclasses.replace(trace, session=np.zeros(4, np.int64), session_names=["a\nb"]), path)
 
 
@@ -117,7 +121,7 @@ def test_a_row_that_is_not_text_is_set_aside(tmp_path: Path, mark: bytes) -> Non
     """Also right behind a whole character, in a file that begins with a byte order mark: both count as three bytes."""
     path = tmp_path / "t.csv"
     path.write_bytes(
-        mark + b'arrival_s,prompt_tokens,output_tokens,session_id\n0,1,2,a\n0,1,2,\xef\xbb\xbf\n1,\xd4,2,b\n2,3,4,b\n'
+        mark + b"arrival_s,prompt_tokens,output_tokens,session_id\n0,1,2,a\n0,1,2,\xef\xbb\xbf\n1,\xd4,2,b\n2,3,4,b\n"
     )
     with pytest.raises(InputError, match=r"t\.csv:4: is not UTF-8 text"):
         read_trace(path)
@@ -190,24 +194,6 @@ def test_dates_as_arrivals_tell_the_hour(tmp_path: Path, stamp: str) -> None:
     assert trace.origin_ns % (86_400 * 10**9) == 500_000_000
 
 
-def same(one: Trace, other: Trace) -> None:
-    """Equal in every column; sessions, tenants and models by name, since numbers may be dealt out anew."""
-    for field in dataclasses.fields(Trace):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if field.name in ("path", "format", "sha256") or field.name.endswith("_names"):
-            continue
-        if field.name in ("session", "tenant", "model") and a is not None:
-            names = (getattr(one, f"{field.name}_names"), getattr(other, f"{field.name}_names"))
-            assert ["" if k < 0 else names[0][k] for k in a] == ["" if k < 0 else names[1][k] for k in b], field.name
-        elif isinstance(a, np.ndarray):
-            assert np.array_equal(a, b), field.name
-        elif isinstance(a, Ragged):
-            assert np.array_equal(a.offsets, b.offsets), field.name
-            assert len({*zip(a.values.tolist(), b.values.tolist(), strict=True)}) == len({*a.values.tolist()})
-        else:
-            assert a == b, field.name
-
-
 PUBLISHED = ("kv_cache_tester/samples", "burstgpt/BurstGPT_3_rows001-200.csv", "mooncake/conversation_trace.jsonl")
 
 
@@ -217,10 +203,6 @@ def test_the_canonical_form_keeps_everything(file: str, shared_data: Path, tmp_p
     write_canonical(trace, tmp_path / "t.parquet")
     again = read_trace(tmp_path / "t.parquet")
     assert again.format == "canonical"
-    nothing = np.empty(0, np.int64)
-    failed = dict.fromkeys(("before", "ns", "prompt_tokens"), nothing)
-    if trace.source_failed_ns is None:
-        trace = dataclasses.replace(trace, **{f"source_failed_{name}": value for name, value in failed.items()})
     same(trace, again)
 
 
@@ -228,20 +210,62 @@ def test_json_lines_keep_everything_but_what_failed(shared_data: Path, tmp_path:
     trace = read_trace(shared_data / "traces/kv_cache_tester/samples/trace_0274.json")
     write_plain_jsonl(trace, tmp_path / "t.jsonl")
     again = read_trace(tmp_path / "t.jsonl", "plain", parameters={"hash_block_tokens": 64})
-    blank = dict.fromkeys(("source_failed_before", "source_failed_ns", "source_failed_prompt_tokens"))
-    same(dataclasses.replace(trace, **blank), again)
+    same(dataclasses.replace(trace, source_failed=None, elapsed_ns=None), again)
     with pytest.raises(InputError, match=r"a CSV does not hold wait_for; write \.jsonl or \.parquet"):
         write_plain_csv(trace, tmp_path / "t.csv")
 
 
-def test_generated_sessions_survive_the_canonical_form(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_generated_sessions_survive_the_canonical_form(tmp_path: Path, named: bool) -> None:
+    """Also those that nobody gave a name: their numbers are written."""
     trace = chat_sessions(300, seed=3)
+    if not named:
+        trace = dataclasses.replace(trace, session_names=None)
     write_canonical(trace, tmp_path / "t.parquet")
-    again = read_trace(tmp_path / "t.parquet")
-    assert np.array_equal(trace.arrival_ns, again.arrival_ns)
-    assert trace.think_ns is not None
-    assert again.think_ns is not None
-    assert np.array_equal(trace.think_ns, again.think_ns)
+    same(trace, read_trace(tmp_path / "t.parquet"))
+
+
+def test_the_canonical_form_has_every_column(tmp_path: Path) -> None:
+    n = 5
+    whole = {name: np.arange(n) + 1 for name in COLUMNS} | {"arrival_ns": np.arange(n), "ends_by_eos": np.arange(n) % 2}
+    trace = Trace(
+        **whole,  # type: ignore[arg-type]
+        session_names=list("abcdef"),
+        tenant_names=list("abcdef"),
+        model_names=list("abcdef"),
+        wait_for=Ragged(np.array([0, 1, 2]), np.array([0, 0, 0, 2, 2, 3])),
+        rows=TraceRows(9, 2, {"odd": 2}, clipped=1),
+        source_failed=FailedRows(*np.array([[1, 5], [0, 9], [0, 7], [5, -1], [3, -1], [0, 5], [-1, 8]])),
+    )
+    write_canonical(trace, tmp_path / "t.parquet")
+    same(trace, read_trace(tmp_path / "t.parquet"))
+    triples = np.stack((np.zeros(n, np.int64), np.zeros(n, np.int64), trace.prompt_tokens), axis=1).ravel()
+    made = dataclasses.replace(trace, segments=Ragged(triples, np.arange(n + 1) * 3))
+    for write in (write_canonical, write_plain_jsonl):
+        with pytest.raises(InputError, match="no file holds segments"):
+            write(made, tmp_path / "u.parquet")
+
+
+def test_documents_of_one_name_are_two_sessions_in_every_form(tmp_path: Path) -> None:
+    document = {"block_size": 64, "hash_id_scope": "local"}
+    request = {"t": 0.0, "type": "n", "model": "m", "in": 70, "out": 8, "hash_ids": [1]}
+    data = json.dumps({**document, "requests": [request, {**request, "t": 9.0}]}).encode()
+    folder = tmp_path / "sessions"
+    folder.mkdir()
+    (folder / "a.json").write_bytes(data)
+    (folder / "a.json.gz").write_bytes(gzip.compress(data))
+    trace = read_trace(folder)
+    assert trace.session_names == ["a", "a (2)"]
+    write_canonical(trace, tmp_path / "t.parquet")
+    same(trace, read_trace(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize("file", ["burstgpt/BurstGPT_1_head400.csv", "burstgpt/BurstGPT_3_rows001-200.csv"])
+def test_burstgpt_written_again_is_the_same_file(file: str, shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "traces" / file
+    write_as_burstgpt(read_trace(source), tmp_path / "t.csv")
+    one, other = (pd.read_csv(path) for path in (source, tmp_path / "t.csv"))
+    pd.testing.assert_frame_equal(one[other.columns], other, check_dtype=False)
 
 
 def test_canonical_spans_many_batches_with_failures_between(tmp_path: Path) -> None:
