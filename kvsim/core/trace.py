@@ -95,6 +95,36 @@ class Ragged:
         return Ragged(values, offsets)
 
 
+def waits_among(wait_for: Ragged, kept: NDArray[Any]) -> Ragged:
+    """``wait_for`` of the rows at some increasing positions, by their new numbers.
+
+    What a row that is left out waited for takes its place: the last of a chain still comes after the first.
+
+    >>> chain = Ragged(np.array([0, 1]), np.array([0, 0, 1, 2]))
+    >>> waits_among(chain, np.array([0, 2])).row(1).tolist()
+    [0]
+    """
+    moved = np.full(len(wait_for), -1, np.int64)
+    moved[kept] = np.arange(len(kept))
+    chosen = wait_for.select(kept)
+    waits = moved[chosen.values]
+    if bool((waits >= 0).all()):
+        return Ragged(waits, chosen.offsets)
+    behind: dict[int, list[int]] = {}  # what a row that is left out waited for, among those that stay
+    values: list[int] = []
+    offsets = [0]
+    for row in range(int(kept[-1]) + 1):
+        own: dict[int, None] = {}
+        for each in wait_for.row(row).tolist():
+            own |= dict.fromkeys([int(moved[each])] if moved[each] >= 0 else behind[each])
+        if moved[row] < 0:
+            behind[row] = list(own)
+        else:
+            values += sorted(own)
+            offsets.append(len(values))
+    return Ragged(np.array(values, np.int64), np.array(offsets, np.int64))
+
+
 COLUMNS: Final = (
     *("arrival_ns", "prompt_tokens", "output_tokens", "session", "think_ns", "priority"),
     *("tenant", "model", "images", "deadline_ns", "ends_by_eos", "elapsed_ns"),
@@ -275,8 +305,8 @@ class Trace:
         """The trace of some rows only: a slice, a mask, or positions in increasing order.
 
         Times stay as they are, and so do names, provenance and rows that failed in the traced system; ``rows`` is the
-        caller's business. A row no longer waits for rows that are left out. Raises ValueError for positions that do
-        not increase.
+        caller's business. In place of a row that is left out a row waits for what that one waited for. Raises
+        ValueError for positions that do not increase.
         """
         kept = np.arange(len(self))[rows]
         if bool((np.diff(kept) <= 0).any()):
@@ -301,11 +331,5 @@ class Trace:
             values[0::3][generated] = -1 - moved[rows_meant[generated]]
             columns["segments"] = Ragged(values, chosen.offsets)
         if self.wait_for is not None:
-            chosen = self.wait_for.select(kept)
-            moved = np.full(len(self), -1, np.int64)
-            moved[kept] = np.arange(len(kept))
-            waits = moved[chosen.values]
-            stays = waits >= 0
-            counts = np.bincount(chosen.rows[stays], minlength=len(kept))
-            columns["wait_for"] = Ragged(waits[stays], np.concatenate(([0], np.cumsum(counts))))
+            columns["wait_for"] = waits_among(self.wait_for, kept)
         return replace(self, **columns)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import FailedRows, Ragged, Trace, TraceRows
+from kvsim.core.trace import FailedRows, Ragged, Trace, TraceRows, waits_among
 from kvsim.workload.readers.files import members, readable, shown
 from kvsim.workload.readers.prefixes import chained
 from kvsim.workload.readers.table import (
@@ -219,8 +219,8 @@ def _session(name: str, content: bytes, block_tokens: int | None) -> _Session:
     every.sort(key=lambda request: request.start_ns)  # stable: a request never stands before one it waits for
     kept = [request for request in every if request.output]
     failed = [request for request in every if not request.output]
-    number = {id(request): i for i, request in enumerate(kept)}
-    waits = [[number[id(each)] for each in _that_ended(request)] for request in kept]
+    number = {id(request): i for i, request in enumerate(every)}
+    waits = [[number[id(each)] for each in request.waits] for request in every]
 
     def column(values: Iterator[int]) -> NDArray[np.int64]:
         return np.fromiter(values, np.int64)
@@ -235,7 +235,10 @@ def _session(name: str, content: bytes, block_tokens: int | None) -> _Session:
         column(_pause_ns(request) for request in kept),
         column(request.elapsed_ns for request in kept),
         [request.model for request in kept],
-        Ragged(column(each for row in waits for each in row), _offsets([len(row) for row in waits])),
+        waits_among(
+            Ragged(column(each for row in waits for each in row), _offsets([len(row) for row in waits])),
+            np.flatnonzero([request.output > 0 for request in every]),
+        ),
         chained(hashes, _offsets([len(request.hashes) for request in kept])),
         column(request.start_ns for request in failed),
         column(request.prompt for request in failed),
@@ -246,19 +249,6 @@ def _session(name: str, content: bytes, block_tokens: int | None) -> _Session:
 
 def _offsets(counts: list[int]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-
-
-def _that_ended(request: _Request) -> "list[_Request]":
-    """What a request waits for, with requests without output replaced by what they waited for."""
-    found: dict[int, _Request] = {}
-    pending = list(request.waits)
-    while pending:
-        each = pending.pop()
-        if each.output:
-            found[id(each)] = each
-        else:
-            pending += each.waits
-    return sorted(found.values(), key=lambda each: each.start_ns)
 
 
 def _pause_ns(request: _Request) -> int:

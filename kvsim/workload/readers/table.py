@@ -170,10 +170,14 @@ class Batch:
         ends = _values(array, np.int32, extra=1).astype(np.int64)
         counts = np.where(_filled(array), np.diff(ends), 0)
         values = _values(array.values, np.uint64)
+        own: Any = slice(ends[0], ends[-1])
         if array.null_count:  # what a null row points to is not its own
-            values = values[np.repeat(ends[:-1] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())]
-            return values, counts
-        return values[ends[0] : ends[-1]], counts
+            own = np.repeat(ends[:-1] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        if array.values.null_count:
+            empty = ~_filled(array.values)[own]
+            odd = np.bincount(np.repeat(np.arange(len(counts)), counts)[empty], minlength=len(counts)) > 0
+            self.refuse(odd, name, "has an empty item", f"allowed: {IDS.allowed}")
+        return values[own], counts
 
     def refuse(self, where: NDArray[np.bool_], name: str, problem: str, hint: str) -> None:
         """The rows at which ``where`` is true break a rule: ``problem`` ends a sentence that begins with the cell
@@ -789,7 +793,9 @@ def _casts(found: Any, kind: Kind) -> bool:
 
 def _cast(array: Any, kind: Kind) -> Any:
     if kind is NAME:
-        return array.cast(pa.string()).dictionary_encode()
+        names = array.cast(pa.string()).dictionary_encode()
+        names.dictionary.validate(full=True)  # nobody else looks whether the bytes are UTF-8
+        return names
     return array.cast(kind.arrow)
 
 

@@ -7,6 +7,7 @@ import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from kvsim.core.errors import InputError
 from kvsim.core.trace import COLUMNS, FailedRows, Ragged, RejectedRow, Trace, TraceRows
 from kvsim.workload import read_trace
 from kvsim.workload.generate import burstgpt_like_days, chat_sessions, write_burstgpt_csv
-from kvsim.workload.readers.canonical import META_VERSION
+from kvsim.workload.readers.canonical import META_ABOUT, META_VERSION
 from kvsim.workload.writers import write_burstgpt_csv as write_as_burstgpt
 from kvsim.workload.writers import write_canonical, write_plain_csv, write_plain_jsonl
 from tests.unit.workload.equal_traces import same
@@ -273,6 +274,33 @@ def test_canonical_spans_many_batches_with_failures_between(tmp_path: Path) -> N
     trace = read_trace(tmp_path / "t.csv")
     write_canonical(trace, tmp_path / "t.parquet")
     same(trace, read_trace(tmp_path / "t.parquet"))
+
+
+def test_parquet_that_only_looks_right_is_refused(tmp_path: Path) -> None:
+    """Text that is not UTF-8, items of lists that are missing, rows of numbers that no int64 holds."""
+    path = tmp_path / "t.parquet"
+    three = {"arrival_ns": [0, 1], "prompt_tokens": [20, 20], "output_tokens": [1, 1]}
+
+    def refused(columns: dict[str, Any], message: str, **metadata: str) -> None:
+        parquet.write_table(pa.table({**three, **columns}).replace_schema_metadata(metadata), path)
+        for on_bad_row in ("refuse", "quarantine"):
+            if on_bad_row == "refuse" or "wait_for" not in columns:
+                with pytest.raises(InputError, match=message):
+                    read_trace(path, on_bad_row=on_bad_row)  # type: ignore[arg-type]
+
+    latin = pa.array([b"caf\xe9", b"ok"]).cast(pa.binary()).view(pa.string())
+    canonical = {META_VERSION: "1", META_ABOUT: '{"hash_block_tokens": 16}'}
+    refused({"tenant": latin}, "cannot be read as Parquet: .*UTF8")
+    refused({"tenant": latin}, "cannot be read as Parquet: .*UTF8", **canonical)
+    far = pa.array([[], [2**63]], pa.list_(pa.uint64()))
+    refused({"wait_for": far}, "row 2: wait_for: .* names a row that is not before its own", **canonical)
+    holes = pa.array([[1, 2], [1, None]], pa.list_(pa.int64()))
+    parquet.write_table(pa.table({**three, "prefix_hashes": holes}).replace_schema_metadata(canonical), path)
+    with pytest.raises(InputError, match=r"row 2: prefix_hashes: .* has an empty item"):
+        read_trace(path)
+    rows = read_trace(path, on_bad_row="quarantine").rows
+    assert rows is not None
+    assert [row.place for row in rows.rejected] == ["row 2"]
 
 
 def test_another_version_of_the_canonical_form_is_refused(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_selected_rows_keep_their_lists_and_the_waits_that_are_left() -> None:
     )
     chosen = trace.select(np.array([True, False, True, True]))
     assert chosen.output_tokens.tolist() == [1, 3, 4]
-    assert lists(chosen.wait_for) == [[], [0], [1]]
+    assert lists(chosen.wait_for) == [[], [0], [0, 1]]
     assert lists(chosen.prefix_hashes) == [[0, 1], [0], [2]]
     assert lists(limit(trace, 2).wait_for) == [[], [0]]
     with pytest.raises(ValueError, match="positions must increase"):

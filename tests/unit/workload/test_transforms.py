@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import FailedRows, Ragged, Trace, TraceRows
+from kvsim.core.trace import FailedRows, Ragged, Trace, TraceRows, waits_among
 from kvsim.testing.readers import trace_fault
 from kvsim.workload import limit, rate_scale, read_trace
 from kvsim.workload.generate import burstgpt_like, composed
@@ -487,6 +487,38 @@ def test_what_any_two_transforms_make_is_written_and_read_again(
             continue
         write_canonical(trace, tmp_path / "t.parquet")
         same(trace, read_trace(tmp_path / "t.parquet"))
+
+
+def test_a_row_comes_after_what_those_left_out_waited_for() -> None:
+    waits = Ragged(np.array([0, 1, 0, 2, 3, 4]), np.array([0, 0, 1, 2, 3, 5, 6]))  # 0 <- 1 <- 2; 0 <- 3; 2, 3 <- 4 <- 5
+    trace = dataclasses.replace(trace_of(6), wait_for=waits)
+    without = {1: [[], [0], [0], [1, 2], [3]], 3: [[], [0], [1], [0, 2], [3]], 4: [[], [0], [1], [0], [2, 3]]}
+    for row, expected in without.items():
+        cut = trace.select(np.delete(np.arange(6), row))
+        assert cut.wait_for is not None
+        assert [cut.wait_for.row(i).tolist() for i in range(5)] == expected
+    alone = trace.select(np.array([5]))
+    assert alone.wait_for is not None
+    assert alone.wait_for.counts.tolist() == [0]
+
+
+@given(st.data())
+def test_who_waits_for_whom_at_any_distance_stays(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 12))
+    waits = [sorted(data.draw(st.sets(st.integers(0, i - 1), max_size=3))) if i else [] for i in range(n)]
+    kept = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1))))
+
+    def earlier(waits: list[list[int]]) -> list[set[int]]:
+        found: list[set[int]] = []
+        for own in waits:
+            found.append(set(own).union(*(found[each] for each in own)))
+        return found
+
+    column = Ragged(np.array([each for own in waits for each in own], np.int64), np.cumsum([0, *map(len, waits)]))
+    cut = waits_among(column, kept)
+    whole, now = earlier(waits), earlier([cut.row(i).tolist() for i in range(len(kept))])
+    for i, row in enumerate(kept.tolist()):
+        assert {int(kept[each]) for each in now[i]} == whole[row] & {*kept.tolist()}
 
 
 def test_rows_that_failed_are_cut_with_those_around_them() -> None:
