@@ -41,7 +41,8 @@ def unit_times(n: int, cv: float, rng: np.random.Generator) -> Numbers:
 def _from_first(n: int, cv: float, rng: np.random.Generator) -> Numbers:
     """``unit_times``, counted from the first arrival."""
     times = unit_times(n, cv, rng)
-    return times - times[0]
+    times -= times[0]
+    return times
 
 
 def _not_negative(name: str, value: float) -> None:
