@@ -1,7 +1,7 @@
 """A request trace as columns: who asks, when, for how much, after whom, and what the prompts share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -95,12 +95,77 @@ class Ragged:
         return Ragged(values, offsets)
 
 
+def waits_among(wait_for: Ragged, kept: NDArray[Any]) -> Ragged:
+    """``wait_for`` of the rows at some increasing positions, by their new numbers.
+
+    What a row that is left out waited for takes its place: the last of a chain still comes after the first.
+
+    >>> chain = Ragged(np.array([0, 1]), np.array([0, 0, 1, 2]))
+    >>> waits_among(chain, np.array([0, 2])).row(1).tolist()
+    [0]
+    """
+    moved = np.full(len(wait_for), -1, np.int64)
+    moved[kept] = np.arange(len(kept))
+    chosen = wait_for.select(kept)
+    waits = moved[chosen.values]
+    if bool((waits >= 0).all()):
+        return Ragged(waits, chosen.offsets)
+    behind: dict[int, list[int]] = {}  # what a row that is left out waited for, among those that stay
+    values: list[int] = []
+    offsets = [0]
+    for row in range(int(kept[-1]) + 1):
+        own: dict[int, None] = {}
+        for each in wait_for.row(row).tolist():
+            own |= dict.fromkeys([int(moved[each])] if moved[each] >= 0 else behind[each])
+        if moved[row] < 0:
+            behind[row] = list(own)
+        else:
+            values += sorted(own)
+            offsets.append(len(values))
+    return Ragged(np.array(values, np.int64), np.array(offsets, np.int64))
+
+
 COLUMNS: Final = (
     *("arrival_ns", "prompt_tokens", "output_tokens", "session", "think_ns", "priority"),
-    *("tenant", "model", "images", "deadline_ns", "ends_by_eos", "history"),
+    *("tenant", "model", "images", "deadline_ns", "ends_by_eos", "elapsed_ns", "history"),
 )
 RAGGED_COLUMNS: Final = ("wait_for", "prefix_hashes", "segments")
 """Columns of a Trace with one value per row, and with any number of values per row."""
+
+
+@dataclass(frozen=True)
+class FailedRows:
+    """Rows that failed in the traced system, in file order, each column int64 of shape (m,): they arrived, and that is
+    all; there is nothing to replay.
+
+    ``before`` counts the rows of the trace that stand before it. The others are the trace's columns of these names
+    (``arrival_ns`` may be negative, ``prompt_tokens`` 0); numbers of sessions, tenants and models are the trace's too.
+    """
+
+    before: NDArray[np.int64]
+    arrival_ns: NDArray[np.int64]
+    prompt_tokens: NDArray[np.int64]
+    session: NDArray[np.int64] | None = None
+    tenant: NDArray[np.int64] | None = None
+    model: NDArray[np.int64] | None = None
+    elapsed_ns: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            column = getattr(self, each.name)
+            if column is not None and len(column) != len(self.before):
+                raise ValueError(f"{each.name} has {len(column)} rows, before has {len(self.before)}")
+        if bool((np.diff(self.before) < 0).any()):
+            raise ValueError("before must not decrease")
+
+    def select(self, rows: NDArray[Any]) -> "FailedRows":
+        """The given rows (positions, or a mask), in that order."""
+        columns = {each.name: getattr(self, each.name) for each in fields(self)}
+        chosen: dict[str, Any] = {name: column[rows] for name, column in columns.items() if column is not None}
+        return FailedRows(**chosen)
 
 
 _LEFT_OUT: Final = 1 << 40
@@ -120,6 +185,7 @@ class Trace:
     - ``deadline_ns`` the request is of use only if it ends within so much time after it is sent; -1: whenever
     - ``ends_by_eos`` 1 if the model decides that the output ends (a stop token, which no engine can foresee), 0 if the
       client's ``max_tokens`` does; None: all by ``max_tokens``. Only asynchronous scheduling tells them apart.
+    - ``elapsed_ns`` from sending to the end of the output in the traced system, -1: not known; no run depends on it
 
     Which row waits for which, in a closed loop (``sessions: closed``):
 
@@ -147,10 +213,8 @@ class Trace:
       exactly if stream and position are. Streams are numbered from 0; stream -1 - k is what row k generates.
 
     Provenance, filled in by readers: ``path``, ``format``, ``sha256``, ``rows``; ``origin_ns``, the first row's time
-    since some midnight on the clock of the traced system, which gives hours of the day (None: not known). For the m
-    rows that failed in the traced system, in file order: ``source_failed_before`` (m,) counts the rows of the trace
-    that stand before it, ``source_failed_ns`` (m,) its arrival on the same clock (may be negative),
-    ``source_failed_prompt_tokens`` (m,).
+    since some midnight on the clock of the traced system, which gives hours of the day (None: not known);
+    ``source_failed``, the rows that failed there (None: not known, or none).
     """
 
     arrival_ns: NDArray[np.int64]
@@ -164,9 +228,7 @@ class Trace:
     format: str | None = None
     sha256: str | None = None
     rows: TraceRows | None = None
-    source_failed_before: NDArray[np.int64] | None = None
-    source_failed_ns: NDArray[np.int64] | None = None
-    source_failed_prompt_tokens: NDArray[np.int64] | None = None
+    source_failed: FailedRows | None = None
     tenant: NDArray[np.int64] | None = None
     tenant_names: Sequence[str] | None = None
     model: NDArray[np.int64] | None = None
@@ -174,6 +236,7 @@ class Trace:
     images: NDArray[np.int64] | None = None
     deadline_ns: NDArray[np.int64] | None = None
     ends_by_eos: NDArray[np.int64] | None = None
+    elapsed_ns: NDArray[np.int64] | None = None
     history: NDArray[np.int64] | None = None
     wait_for: Ragged | None = None
     prefix_hashes: Ragged | None = None
@@ -210,6 +273,9 @@ class Trace:
             raise ValueError("arrival_ns must start at or after 0 and must not decrease")
         if n and (int(self.prompt_tokens.min()) < 1 or int(self.output_tokens.min()) < 1):
             raise ValueError("prompt_tokens and output_tokens must be at least 1")
+        failed = self.source_failed
+        if failed is not None and len(failed) and not 0 <= failed.before[0] <= failed.before[-1] <= n:
+            raise ValueError(f"source_failed has a row before row {failed.before[-1]}, the trace has {n}")
         if self.wait_for is not None:
             waits = self.wait_for.values
             if bool(((waits < 0) | (waits >= self.wait_for.rows)).any()):
@@ -230,12 +296,21 @@ class Trace:
             if bool((self.segments.counts % 3).any()) or bool((lengths != self.prompt_tokens).any()):
                 raise ValueError("segments must be triples whose lengths add up to prompt_tokens")
 
+    def names(self, column: str) -> list[str]:
+        """What the file called each session, tenant or model; where it had no names, their numbers."""
+        names: Sequence[str] | None = getattr(self, f"{column}_names")
+        if names is not None:
+            return list(names)
+        numbers = [getattr(self, column), getattr(self.source_failed, column, None)]
+        last = max((int(each.max(initial=-1)) for each in numbers if each is not None), default=-1)
+        return [str(k) for k in range(last + 1)]
+
     def select(self, rows: NDArray[Any] | slice) -> "Trace":
         """The trace of some rows only: a slice, a mask, or positions in increasing order.
 
-        Times stay as they are, and so do names and provenance; ``rows`` and the source-failed columns are the
-        caller's business. A row no longer waits for rows that are left out. Raises ValueError for positions that do
-        not increase.
+        Times stay as they are, and so do names, provenance and rows that failed in the traced system; ``rows`` is the
+        caller's business. In place of a row that is left out a row waits for what that one waited for. Raises
+        ValueError for positions that do not increase.
         """
         kept = np.arange(len(self))[rows]
         if bool((np.diff(kept) <= 0).any()):
@@ -245,6 +320,9 @@ class Trace:
             column = getattr(self, name)
             if column is not None:
                 columns[name] = column[rows]
+        if self.source_failed is not None:
+            before = np.searchsorted(kept, self.source_failed.before)
+            columns["source_failed"] = replace(self.source_failed, before=before)
         if self.prefix_hashes is not None:
             columns["prefix_hashes"] = self.prefix_hashes.select(kept)
         if self.segments is not None:
@@ -257,11 +335,5 @@ class Trace:
             values[0::3][generated] = -1 - moved[rows_meant[generated]]
             columns["segments"] = Ragged(values, chosen.offsets)
         if self.wait_for is not None:
-            chosen = self.wait_for.select(kept)
-            moved = np.full(len(self), -1, np.int64)
-            moved[kept] = np.arange(len(kept))
-            waits = moved[chosen.values]
-            stays = waits >= 0
-            counts = np.bincount(chosen.rows[stays], minlength=len(kept))
-            columns["wait_for"] = Ragged(waits[stays], np.concatenate(([0], np.cumsum(counts))))
+            columns["wait_for"] = waits_among(self.wait_for, kept)
         return replace(self, **columns)

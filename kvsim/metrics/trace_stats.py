@@ -26,7 +26,7 @@ def describe(trace: Trace, lru_blocks: Sequence[int] | None = None) -> dict[str,
     than MOST_BLOCKS_TO_REPLAY blocks).
     """
     rows = trace.rows
-    failed_ns = trace.source_failed_ns if trace.source_failed_ns is not None else np.empty(0, np.int64)
+    failed_ns = trace.source_failed.arrival_ns if trace.source_failed is not None else np.empty(0, np.int64)
     time_ns = np.sort(np.concatenate((trace.arrival_ns, failed_ns)))
     return {
         "format": trace.format,
@@ -87,8 +87,8 @@ def _arrivals(time_ns: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _lengths_with_failed(trace: Trace) -> dict[str, Any]:
-    prompts = trace.source_failed_prompt_tokens
-    if prompts is None or not len(prompts):
+    prompts = trace.source_failed.prompt_tokens if trace.source_failed is not None else ()
+    if not len(prompts):
         return {"prompt_tokens_with_failed": None, "output_tokens_with_failed": None}
     return {
         "prompt_tokens_with_failed": distribution(np.concatenate((trace.prompt_tokens, prompts))),

@@ -39,5 +39,5 @@ def resample(trace: Trace, rng: np.random.Generator, blocks: int = BLOCKS) -> Tr
     copies = np.repeat(np.arange(blocks), sizes[drawn])
     shift_ns = (np.arange(blocks) - drawn) * width_ns
     arrival_ns = trace.arrival_ns[rows] + shift_ns[copies]
-    replicate = gathered([trace], rows, copies, TraceRows(read=len(rows)), arrival_ns=arrival_ns)
+    replicate = gathered([trace], rows, TraceRows(read=len(rows)), copy=copies, arrival_ns=arrival_ns)
     return dataclasses.replace(replicate, origin_ns=None)

@@ -4,12 +4,13 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kvsim.core.errors import InputError
 from kvsim.core.seats import TraceReader
-from kvsim.core.trace import COLUMNS, RAGGED_COLUMNS, Ragged, Trace
+from kvsim.core.trace import COLUMNS, RAGGED_COLUMNS, FailedRows, Ragged, Trace
 from kvsim.testing.checks import Look
 from kvsim.workload.readers.files import head_of
 
@@ -41,12 +42,7 @@ def looks(reader: TraceReader, sample: Path) -> Iterator[Look]:
     def repeats() -> str | None:
         one, other = reader.read(sample), reader.read(sample)
         for field in dataclasses.fields(Trace):
-            a, b = getattr(one, field.name), getattr(other, field.name)
-            if isinstance(a, Ragged) and isinstance(b, Ragged):
-                same = np.array_equal(a.values, b.values) and np.array_equal(a.offsets, b.offsets)
-            else:
-                same = np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
-            if not same:
+            if not _equal(getattr(one, field.name), getattr(other, field.name)):
                 return f"{field.name} differs between two reads"
         return None
 
@@ -86,7 +82,26 @@ def trace_fault(trace: Trace) -> str | None:
         column = getattr(trace, name)
         if column is not None and (column < least).any():
             return f"{name} has a value below {least}"
-    return None if trace.prefix_hashes is None else _prefix_fault(trace.prefix_hashes)
+    return _failed_fault(trace) or (None if trace.prefix_hashes is None else _prefix_fault(trace.prefix_hashes))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    if type(one) is type(other) and isinstance(one, Ragged | FailedRows):
+        return all(_equal(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
+    return bool(one == other)
+
+
+def _failed_fault(trace: Trace) -> str | None:
+    """Rows that failed in the traced system have to stand where their times say."""
+    failed, rows = trace.source_failed, trace.rows
+    if failed is None or rows is None:
+        return None
+    if len(failed) != rows.source_failed:
+        return f"{len(failed)} rows failed in the traced system, and {rows} counts {rows.source_failed}"
+    every_ns = np.insert(trace.arrival_ns, failed.before, failed.arrival_ns)
+    return "a row that failed in the traced system is out of order" if (np.diff(every_ns) < 0).any() else None
 
 
 def _prefix_fault(hashes: Ragged) -> str | None:

@@ -2,10 +2,10 @@
 
 import difflib
 import hashlib
-import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from kvsim import __version__
 from kvsim.core.errors import InputError
+from kvsim.workload.reading import recognised
 
 CHUNK_BYTES: Final = 1 << 20
 TIMEOUT_S: Final = 30.0
@@ -124,35 +125,61 @@ def fetch(
     target = folder / Path(urlsplit(source.url).path).name
     part = target.with_name(target.name + ".part")
     tell = say or (lambda text: None)
-    try:
+    with _writable(target):
         folder.mkdir(parents=True, exist_ok=True)
+    try:
         if not target.exists():
-            _download(address, part, tell)
+            _download(address, part, source.sha256 is not None, tell)
             _check(part, source, address)
-            part.replace(target)
-        checksum = _check(target, source, address)
-    except (urllib.error.URLError, HTTPException, TimeoutError) as error:
-        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+            with _writable(target):
+                part.replace(target)
+                _tag(part).unlink(missing_ok=True)
+    except urllib.error.HTTPError as error:
+        hint = "name another place with --url" if error.code in (403, 404, 410) else "try again later"
+        problem = f"the server answers {error.code} {error.reason}".strip()
+        raise InputError(problem, file=address, hint=hint) from None
+    except (OSError, HTTPException) as error:  # URLError, TimeoutError and ConnectionError are OSErrors
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
         hint = "try again: what has arrived is kept" if part.exists() else "is the network there? a proxy needed?"
-        raise InputError(f"cannot be fetched: {reason}", file=address, hint=hint) from None
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror or error}", file=target) from None
+        raise InputError(f"cannot be fetched: {reason or type(error).__name__}", file=address, hint=hint) from None
+    checksum = _check(target, source, address)
     tell(f"sha256 {checksum}" + ("" if source.sha256 else " (no checksum is pinned for this file)"))
     return target
 
 
-def _download(address: str, part: Path, tell: Callable[[str], None]) -> None:
-    """Bring ``part`` to its full length, from where it ends."""
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Turns what writing may raise into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror or error}", file=path) from None
+
+
+def _tag(part: Path) -> Path:
+    """Where the server's name for this version of the file (its ETag, else its date) is kept beside the ``.part``."""
+    return part.with_name(f"{part.name}.version")
+
+
+def _download(address: str, part: Path, pinned: bool, tell: Callable[[str], None]) -> None:
+    """Bring ``part`` to its full length. It goes on where it ends if the server says that its file is still the same,
+    or if a checksum will tell (``pinned``)."""
     start = part.stat().st_size if part.exists() else 0
+    version = _tag(part).read_text() if start and _tag(part).exists() else ""
     request = urllib.request.Request(address, headers={"User-Agent": f"kvsim/{__version__}"})
-    if start:
+    if start and (version or pinned):
         request.add_header("Range", f"bytes={start}-")
+    if version:
+        request.add_header("If-Range", version)
     try:
         answer = urllib.request.build_opener().open(request, timeout=TIMEOUT_S)  # urlopen keeps its first proxies
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing behind what is there: it is complete, or another file
+        if error.code != 416 or not request.has_header("Range"):
+            raise
+        if pinned or error.headers.get("Content-Range", "") == f"bytes */{start}":  # all of it has arrived
             return
-        raise
+        part.unlink()
+        return _download(address, part, pinned, tell)
     with answer:
         resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         length = answer.headers.get("Content-Length", "")
@@ -160,9 +187,14 @@ def _download(address: str, part: Path, tell: Callable[[str], None]) -> None:
         tell(
             f"{address}: {'from byte ' + str(start) if resumed else 'from the start'}, of {expected or 'unknown'} bytes"
         )
-        with part.open("ab" if resumed else "wb") as file:
-            while chunk := answer.read(CHUNK_BYTES):
-                file.write(chunk)
+        tag = answer.headers.get("ETag", "")
+        with _writable(part):
+            _tag(part).write_text(answer.headers.get("Last-Modified", "") if tag.startswith("W/") else tag)
+            file = part.open("ab" if resumed else "wb")
+        with file:
+            while chunk := answer.read1(CHUNK_BYTES):
+                with _writable(part):
+                    file.write(chunk)
     if expected is not None and part.stat().st_size < expected:
         raise urllib.error.URLError(f"the connection ended after {part.stat().st_size} of {expected} bytes")
 
@@ -173,13 +205,25 @@ def _check(path: Path, source: Source, address: str) -> str:
         is_pointer = file.read(40).startswith(b"version https://git-lfs")
         file.seek(0)
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    if source.sha256 in (None, checksum) and not is_pointer:
-        return checksum
-    if path.suffix == ".part":
-        os.unlink(path)
+    found = address if path.suffix == ".part" else path
     if is_pointer:
-        problem, hint = "serves a Git LFS pointer, not the trace itself", "name another place with --url"
+        error = InputError(
+            "serves a Git LFS pointer, not the trace itself", file=found, hint="name another place with --url"
+        )
+    elif source.sha256 is None:
+        try:  # without a checksum it should at least be a trace
+            recognised(path)
+            return checksum
+        except InputError as unfit:
+            hint = "name another place with --url, or remove the file and fetch again"
+            error = InputError(f"is no trace: {unfit.problem}", file=found, hint=hint)
+    elif source.sha256 == checksum:
+        return checksum
     else:
         problem = f"has another checksum: SHA-256 is {checksum}, expected {source.sha256}"
         hint = "the file was changed or damaged; remove it and fetch again, or name another place with --url"
-    raise InputError(problem, file=address if path.suffix == ".part" else path, hint=hint)
+        error = InputError(problem, file=found, hint=hint)
+    if path.suffix == ".part":
+        path.unlink()
+        _tag(path).unlink(missing_ok=True)
+    raise error

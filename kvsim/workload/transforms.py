@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvsim.core.content import histories
 from kvsim.core.errors import InputError
-from kvsim.core.trace import COLUMNS, Ragged, Trace, TraceRows
+from kvsim.core.trace import COLUMNS, FailedRows, Ragged, Trace, TraceRows
 
 
 def limit(trace: Trace, n: int) -> Trace:
@@ -30,21 +30,19 @@ def limit(trace: Trace, n: int) -> Trace:
     if n >= len(trace):
         return trace
 
-    rows = _rows(trace)
-    failed = rows.source_failed
-    columns: dict[str, Any] = {}
-    if trace.source_failed_before is not None:
-        stays = trace.source_failed_before < n
-        failed = int(stays.sum())
-        columns = {name: column[stays] for name, column in _failed(trace).items()}
-    read = n + failed + sum(rows.dropped.values())
-    rows = dataclasses.replace(rows, read=read, source_failed=failed)
-    return dataclasses.replace(trace.select(slice(n)), rows=rows, **columns)
+    rows, failed = _rows(trace), trace.source_failed
+    count = rows.source_failed
+    if failed is not None:
+        failed = failed.select(failed.before < n)
+        count = len(failed)
+    rows = dataclasses.replace(rows, read=n + count + sum(rows.dropped.values()), source_failed=count)
+    return dataclasses.replace(trace.select(slice(n)), rows=rows, source_failed=failed)
 
 
 def row_range(trace: Trace, first: int = 0, stop: int | None = None) -> Trace:
     """Requests number ``first`` up to, not including, ``stop`` (null: the last); the others are dropped and counted.
 
+    Of the rows that failed in the traced system, those between the first and the last request kept stay.
     Raises InputError for an empty range.
     """
     end = len(trace) if stop is None else min(stop, len(trace))
@@ -53,7 +51,11 @@ def row_range(trace: Trace, first: int = 0, stop: int | None = None) -> Trace:
         raise InputError(f"there is no request from {first} to below {end}", key="first", hint=hint)
     kept = np.zeros(len(trace), np.bool_)
     kept[first:end] = True
-    return _kept(trace, kept, "outside row_range")
+    stays = None
+    if trace.source_failed is not None:
+        before = trace.source_failed.before
+        stays = ((before > first) | (first == 0)) & ((before < end) | (end == len(trace)))
+    return _kept(trace, kept, stays, "outside row_range")
 
 
 def window(trace: Trace, from_s: float = 0.0, to_s: float | None = None) -> Trace:
@@ -65,8 +67,14 @@ def window(trace: Trace, from_s: float = 0.0, to_s: float | None = None) -> Trac
     end_s = math.inf if to_s is None else to_s
     if not 0 <= from_s < end_s:
         raise InputError(f"{from_s} to {end_s} is no time", key="from_s", hint="allowed: 0 <= from_s < to_s")
-    arrival_s = trace.arrival_ns / 1e9
-    return _kept(trace, (arrival_s >= from_s) & (arrival_s < end_s), "outside window")
+
+    def inside(arrival_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        kept: NDArray[np.bool_] = (arrival_ns / 1e9 >= from_s) & (arrival_ns / 1e9 < end_s)
+        return kept
+
+    failed = trace.source_failed
+    stays = None if failed is None else inside(failed.arrival_ns) | ((from_s == 0) & (failed.arrival_ns < 0))
+    return _kept(trace, inside(trace.arrival_ns), stays, "outside window")
 
 
 def keep_rows(
@@ -80,19 +88,28 @@ def keep_rows(
     """Requests whose value in a column is within bounds (inclusive) or among some values; the others are dropped.
 
     Columns: prompt_tokens, output_tokens, session, priority, tenant, model, images. Sessions, tenants and models are
-    given by number or by name. Raises InputError for a column that the trace lacks and if nothing is left.
+    given by number or by name. Rows that failed in the traced system have no output, and are dropped if the column says
+    nothing of them. Raises InputError for a column that the trace lacks and if nothing is left.
     """
     values = _column(trace, column)
     if least is None and most is None and among is None:
         raise InputError("says nothing about which rows to keep", key=column, hint="give least, most or among")
-    kept = np.ones(len(trace), np.bool_)
-    if least is not None:
-        kept &= values >= least
-    if most is not None:
-        kept &= values <= most
-    if among is not None:
-        kept &= np.isin(values, [_number(trace, column, value) for value in among])
-    return _kept(trace, kept, f"{column} filtered")
+
+    def fits(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+        kept = np.ones(len(values), np.bool_)
+        if least is not None:
+            kept &= values >= least
+        if most is not None:
+            kept &= values <= most
+        if among is not None:
+            kept &= np.isin(values, [_number(trace, column, value) for value in among])
+        return kept
+
+    failed, stays = trace.source_failed, None
+    if failed is not None:
+        of_failed = np.zeros(len(failed), np.int64) if column == "output_tokens" else getattr(failed, column, None)
+        stays = np.zeros(len(failed), np.bool_) if of_failed is None else fits(of_failed)
+    return _kept(trace, fits(values), stays, f"{column} filtered")
 
 
 def fit_context(trace: Trace, max_tokens: int, policy: Literal["clip", "drop", "keep"] = "drop") -> Trace:
@@ -108,9 +125,11 @@ def fit_context(trace: Trace, max_tokens: int, policy: Literal["clip", "drop", "
         raise InputError(f"{max_tokens} is too few", key="max_tokens", hint="allowed: whole numbers from 2")
     if policy == "keep":
         return trace
+    failed = trace.source_failed
+    stays = None if failed is None else failed.prompt_tokens < max_tokens
     if policy == "drop":
-        return _kept(trace, trace.prompt_tokens + trace.output_tokens <= max_tokens, "exceeds max_tokens")
-    trace = _kept(trace, trace.prompt_tokens < max_tokens, "prompt exceeds max_tokens")
+        return _kept(trace, trace.prompt_tokens + trace.output_tokens <= max_tokens, stays, "exceeds max_tokens")
+    trace = _kept(trace, trace.prompt_tokens < max_tokens, stays, "prompt exceeds max_tokens")
     output = np.minimum(trace.output_tokens, max_tokens - trace.prompt_tokens)
     rows = _rows(trace)
     clipped = rows.clipped + int((output < trace.output_tokens).sum())
@@ -132,12 +151,11 @@ def rate_scale(trace: Trace, factor: float) -> Trace:
     if len(trace) and not arrival_ns[-1] < 2.0**62:
         hint = "the last arrival would be more than 146 years after the first"
         raise InputError(f"{factor} is too small", key="rate_scale", hint=hint)
-    failed_ns = trace.source_failed_ns
     return dataclasses.replace(
         trace,
         arrival_ns=arrival_ns.astype(np.int64),
         origin_ns=None,  # the hours of the day are gone
-        source_failed_ns=None if failed_ns is None else np.rint(failed_ns / factor).astype(np.int64),
+        source_failed=_failed_at(trace, lambda failed_ns: np.rint(failed_ns / factor).astype(np.int64)),
     )
 
 
@@ -151,8 +169,15 @@ def thin(trace: Trace, keep_frac: float, *, seed: int = 0) -> Trace:
     if not 0 < keep_frac <= 1:
         raise InputError(f"{keep_frac} is not a share", key="keep_frac", hint="allowed: above 0 to 1")
     unit = _units(trace)
-    chosen = np.random.default_rng([seed, 1]).random(int(unit.max()) + 1) < keep_frac
-    return _kept(trace, chosen[unit], "thinned")
+    rng = np.random.default_rng([seed, 1])
+    kept = (rng.random(int(unit.max()) + 1) < keep_frac)[unit]
+    failed, stays = trace.source_failed, None
+    if failed is not None:
+        stays = rng.random(len(failed)) < keep_frac
+        if trace.session is not None and failed.session is not None:  # a failed row goes with its session
+            replayed = np.isin(failed.session, trace.session[trace.session >= 0])
+            stays = np.where(replayed, np.isin(failed.session, trace.session[kept]), stays)
+    return _kept(trace, kept, stays, "thinned")
 
 
 def spread_ties(trace: Trace, over_s: float | None = None, *, seed: int = 0) -> Trace:
@@ -164,16 +189,21 @@ def spread_ties(trace: Trace, over_s: float | None = None, *, seed: int = 0) -> 
     """
     if over_s is not None and not 0 < over_s < math.inf:
         raise InputError(f"{over_s} is not a positive number", key="over_s")
-    times, group = np.unique(trace.arrival_ns, return_inverse=True)
+    failed = trace.source_failed
+    before = np.empty(0, np.int64) if failed is None else failed.before
+    every_ns = np.insert(trace.arrival_ns, before, () if failed is None else failed.arrival_ns)  # as in the file
+    times, group = np.unique(every_ns, return_inverse=True)
     gaps = np.diff(times)
     last = int(np.median(gaps)) if len(gaps) else 10**9
     room = np.concatenate((gaps, [last]))
     if over_s is not None:
         room = np.minimum(room, round(over_s * 1e9))
-    shift = np.random.default_rng([seed, 2]).random(len(trace))
+    shift = np.random.default_rng([seed, 2]).random(len(every_ns))
     shift = shift[np.lexsort((shift, group))]  # rising within each group
-    arrival_ns = trace.arrival_ns + np.floor(shift * room[group]).astype(np.int64)
-    return _from_zero(dataclasses.replace(trace, arrival_ns=arrival_ns))
+    every_ns += np.floor(shift * room[group]).astype(np.int64)
+    failed_at = before + np.arange(len(before))
+    moved = _failed_at(trace, lambda _: every_ns[failed_at])
+    return _from_zero(dataclasses.replace(trace, arrival_ns=np.delete(every_ns, failed_at), source_failed=moved))
 
 
 def resample(trace: Trace, sessions: int | None = None, *, seed: int = 0) -> Trace:
@@ -191,7 +221,7 @@ def resample(trace: Trace, sessions: int | None = None, *, seed: int = 0) -> Tra
     order = np.argsort(unit, kind="stable")
     starts = np.concatenate(([0], np.cumsum(np.bincount(unit, minlength=total))))
     rows = Ragged(order, starts).select(drawn)
-    return gathered([trace], rows.values, rows.rows, TraceRows(read=len(rows.values)))
+    return gathered([trace], rows.values, TraceRows(read=len(rows.values)), copy=rows.rows)
 
 
 def repeat(trace: Trace, times: int, pause_s: float = 0.0) -> Trace:
@@ -209,15 +239,7 @@ def repeat(trace: Trace, times: int, pause_s: float = 0.0) -> Trace:
         return trace
     if period * times >= 2**62:
         raise InputError(f"{times} is too many", key="times", hint="the last arrival would be after 146 years")
-    moved = [
-        dataclasses.replace(
-            trace,
-            arrival_ns=trace.arrival_ns + k * period,
-            source_failed_ns=None if trace.source_failed_ns is None else trace.source_failed_ns + k * period,
-        )
-        for k in range(times)
-    ]
-    return merge(*moved)
+    return _merged([_shifted(trace, k * period) for k in range(times)], one_content=True)
 
 
 def merge(*traces: Trace) -> Trace:
@@ -227,15 +249,18 @@ def merge(*traces: Trace) -> Trace:
     session, no pause, priority 0, no tenant, no model, no images, no deadline. The file that the trace names is the
     first one's. Raises InputError for block ids of different sizes.
     """
-    if len(traces) == 1:
-        return traces[0]
+    return traces[0] if len(traces) == 1 else _merged(traces)
+
+
+def _merged(traces: Sequence[Trace], *, one_content: bool = False) -> Trace:
+    """See ``merge``. ``one_content``: these are copies of one trace, whose block ids mean the same."""
     sizes = {t.hash_block_tokens for t in traces if t.hash_block_tokens is not None}
     if len(sizes) > 1:
         raise InputError(f"block ids of {' and '.join(map(str, sorted(sizes)))} tokens cannot be merged")
     lengths = [len(t) for t in traces]
     firsts = np.concatenate(([0], np.cumsum(lengths)))
     arrival_ns = np.concatenate([t.arrival_ns for t in traces])
-    order = np.argsort(arrival_ns, kind="stable")
+    every = np.arange(len(arrival_ns))
     rows = [_rows(t) for t in traces]
     reasons = dict.fromkeys(reason for r in rows for reason in r.dropped)
     together = TraceRows(
@@ -245,30 +270,24 @@ def merge(*traces: Trace) -> Trace:
         clipped=sum(r.clipped for r in rows),
         rejected=tuple(row for r in rows for row in r.rejected),
     )
-    part = np.repeat(np.arange(len(traces)), lengths)[order]
-    merged = gathered(traces, order, part, together, arrival_ns=arrival_ns[order])
-
+    if any(t.source_failed is None and r.source_failed for t, r in zip(traces, rows, strict=True)):
+        return gathered(traces, every, together, one_content=one_content)  # nobody knows when some failed
+    order = np.argsort(arrival_ns, kind="stable")
+    in_order_ns = arrival_ns[order]
     placed = np.empty(len(order), np.int64)
     placed[order] = np.arange(len(order))
-    if all(t.source_failed_before is not None or not r.source_failed for t, r in zip(traces, rows, strict=True)):
-        found: dict[str, list[NDArray[np.int64]]] = {}
-        for trace, first in zip(traces, firsts, strict=False):
-            failed = _failed(trace)
-            if not failed:
-                continue
-            # A failed row stands before the row of its trace that it stood before, or behind its trace's last one.
-            after = np.concatenate((placed[first : first + len(trace)], [placed[first + len(trace) - 1] + 1]))
-            failed["source_failed_before"] = after[failed["source_failed_before"]]
-            for name, column in failed.items():
-                found.setdefault(name, []).append(column)
-        whole: dict[str, Any] = {name: np.concatenate(columns) for name, columns in found.items()}
-        if whole:
-            by_place = np.argsort(whole["source_failed_before"], kind="stable")
-            m = len(by_place)
-            merged = dataclasses.replace(
-                merged, **{name: column[by_place] for name, column in whole.items() if len(column) == m}
-            )
-    return merged
+    places, times = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for trace, first in zip(traces, firsts.tolist(), strict=False):
+        failed = trace.source_failed
+        if failed is not None:  # by time, but never behind the next row of its own trace
+            next_own = np.append(placed[first : first + len(trace)], len(order))[failed.before]
+            by_time = np.searchsorted(in_order_ns, failed.arrival_ns, side="right")
+            places.append(np.minimum(by_time, next_own))
+            times.append(failed.arrival_ns)
+    before = np.concatenate(places)
+    in_order = np.lexsort((np.concatenate(times), before))
+    failed_rows = (in_order, before[in_order]) if len(before) else None
+    return gathered(traces, every, together, failed=failed_rows, one_content=one_content)
 
 
 def merge_file(trace: Trace, path: Path, format: str = "auto") -> Trace:
@@ -288,22 +307,21 @@ def remap(trace: Trace, column: Literal["tenant", "model"], to: tuple[tuple[str,
     InputError for a name that the trace does not have.
     """
     numbers: NDArray[np.int64] | None = getattr(trace, column)
-    new_names = dict(to)
+    new_names, failed = dict(to), trace.source_failed
     if numbers is None:
         if set(new_names) != {"*"}:
             raise InputError(f"the trace has no {column}", key="column", hint='give "*" alone to name all rows')
-        new: dict[str, Any] = {column: np.zeros(len(trace), np.int64), f"{column}_names": [new_names["*"]]}
-        return dataclasses.replace(trace, **new)
-    names = _names(trace, column)
+        one: dict[str, Any] = {column: np.zeros(len(trace), np.int64), f"{column}_names": [new_names["*"]]}
+        if failed is not None:
+            one["source_failed"] = dataclasses.replace(failed, **{column: np.zeros(len(failed), np.int64)})
+        return dataclasses.replace(trace, **one)
+    names = trace.names(column)
     unknown = sorted(set(new_names) - set(names) - {"*"})
     if unknown:
         raise InputError(f"no {column} is called {unknown[0]!r}", key="to", hint=f"known: {', '.join(names[:20])}")
     renamed = [new_names.get(name, new_names.get("*", name)) for name in names]
     unique = list(dict.fromkeys(renamed))
-    number = np.array([unique.index(name) for name in renamed], np.int64)
-    moved = np.where(numbers >= 0, number[np.maximum(numbers, 0)], -1)
-    columns: dict[str, Any] = {column: moved, f"{column}_names": unique}
-    return dataclasses.replace(trace, **columns)
+    return _renumbered(trace, column, [unique.index(name) for name in renamed], unique)
 
 
 TRANSFORMS: Final[dict[str, Callable[..., Trace]]] = {
@@ -322,46 +340,50 @@ TRANSFORMS: Final[dict[str, Callable[..., Trace]]] = {
 }
 """Names under ``workload.transforms``, applied in the order of the list; their arguments are the keys beside it."""
 
-FILL: Final = {"session": -1, "tenant": -1, "model": -1, "deadline_ns": -1, "history": -1}
-FAILED: Final = ("source_failed_before", "source_failed_ns", "source_failed_prompt_tokens")
+_OF_FAILED: Final = tuple(each.name for each in dataclasses.fields(FailedRows))
+FILL: Final = {"session": -1, "tenant": -1, "model": -1, "deadline_ns": -1, "elapsed_ns": -1, "history": -1}
 
 
 def _rows(trace: Trace) -> TraceRows:
     return trace.rows or TraceRows(read=len(trace))
 
 
-def _failed(trace: Trace) -> dict[str, Any]:
-    return {name: getattr(trace, name) for name in FAILED if getattr(trace, name) is not None}
+def _failed_at(trace: Trace, moved: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> FailedRows | None:
+    """The rows that failed in the traced system, at other times."""
+    failed = trace.source_failed
+    return None if failed is None else dataclasses.replace(failed, arrival_ns=moved(failed.arrival_ns))
 
 
-def _kept(trace: Trace, kept: NDArray[np.bool_], reason: str) -> Trace:
-    """The rows under the mask, from time 0 on; the others counted as dropped for the reason."""
-    left_out = int(len(kept) - kept.sum())
+def _kept(trace: Trace, kept: NDArray[np.bool_], failed_kept: NDArray[np.bool_] | None, reason: str) -> Trace:
+    """The rows under the mask, from time 0 on, and those under the other one that failed in the traced system; the
+    rest counted as dropped for the reason."""
+    if not kept.any():
+        raise InputError(f"no request is left: all {len(kept)} are {reason}")
+    failed_out = 0 if failed_kept is None else int((~failed_kept).sum())
+    left_out = int((~kept).sum()) + failed_out
     if not left_out:
         return trace
-    if left_out == len(kept):
-        raise InputError(f"no request is left: all {left_out} are {reason}")
     rows = _rows(trace)
     dropped = {**rows.dropped, reason: rows.dropped.get(reason, 0) + left_out}
-    columns = _failed(trace)
-    if "source_failed_before" in columns:
-        before = np.concatenate(([0], np.cumsum(kept, dtype=np.int64)))
-        columns["source_failed_before"] = before[columns["source_failed_before"]]
-    part = dataclasses.replace(trace.select(kept), rows=dataclasses.replace(rows, dropped=dropped), **columns)
-    return _from_zero(part)
+    rows = dataclasses.replace(rows, source_failed=rows.source_failed - failed_out, dropped=dropped)
+    part = trace.select(kept)
+    if failed_kept is not None and part.source_failed is not None:
+        part = dataclasses.replace(part, source_failed=part.source_failed.select(failed_kept))
+    return _from_zero(dataclasses.replace(part, rows=rows))
 
 
 def _from_zero(trace: Trace) -> Trace:
     first = int(trace.arrival_ns[0])
-    failed_ns = trace.source_failed_ns
     if not first:
         return trace
-    return dataclasses.replace(
-        trace,
-        arrival_ns=trace.arrival_ns - first,
-        origin_ns=None if trace.origin_ns is None else trace.origin_ns + first,
-        source_failed_ns=None if failed_ns is None else failed_ns - first,
-    )
+    origin_ns = None if trace.origin_ns is None else trace.origin_ns + first
+    return dataclasses.replace(_shifted(trace, -first), origin_ns=origin_ns)
+
+
+def _shifted(trace: Trace, by_ns: int) -> Trace:
+    """Every row so much later."""
+    failed = _failed_at(trace, lambda failed_ns: failed_ns + by_ns)
+    return dataclasses.replace(trace, arrival_ns=trace.arrival_ns + by_ns, source_failed=failed)
 
 
 def _units(trace: Trace) -> NDArray[np.int64]:
@@ -394,62 +416,85 @@ def _units(trace: Trace) -> NDArray[np.int64]:
 def gathered(
     traces: Sequence[Trace],
     rows: NDArray[np.int64],
-    copy: NDArray[np.int64],
     counts: TraceRows,
     *,
+    copy: NDArray[np.int64] | None = None,
     arrival_ns: NDArray[np.int64] | None = None,
+    failed: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
+    one_content: bool = False,
 ) -> Trace:
-    """Rows of the traces (numbered through), any number of times; rows of one ``copy`` belong together.
+    """Rows of the traces (numbered through), sorted by arrival; sessions of different traces are different ones.
 
-    Sorted by arrival, unless other arrival times are given, in order. ``copy`` tells apart sessions, and what waits
-    for whom, of several draws.
+    ``arrival_ns``: when each of ``rows`` arrives, if not when it did.
+    A row may come any number of times if ``copy`` tells apart, for each of ``rows``, the draws: their sessions, and
+    what waits for whom. ``failed``: rows that failed in the traced systems (numbered through too), in order, and how
+    many of the others stand before each; without it there are none. ``one_content``: block ids of different traces mean
+    the same.
     """
-    arrival = arrival_ns
-    if arrival is None:
-        arrival = np.concatenate([t.arrival_ns for t in traces])[rows]
-        order = np.argsort(arrival, kind="stable")
-        rows, copy, arrival = rows[order], copy[order], arrival[order]
-    columns: dict[str, Any] = {"arrival_ns": arrival}
-    for name in COLUMNS:
-        if name in columns or all(getattr(t, name) is None for t in traces):
-            continue
-        offset = 0
-        parts = []
-        names: dict[str, int] = {}
-        for t in traces:
-            column = getattr(t, name)
-            if name == "history":
-                column = histories(t)
-            if column is None:
-                column = np.full(len(t), FILL.get(name, 0), np.int64)
-            elif name in ("tenant", "model"):
-                number = np.array([names.setdefault(n, len(names)) for n in _names(t, name)] or [0], np.int64)
-                column = np.where(column >= 0, number[np.maximum(column, 0)], -1)
-            elif name in ("session", "history"):
-                column = np.where(column >= 0, column + offset, -1)
-                offset = max(offset, int(column.max()) + 1)
-            parts.append(column)
-        columns[name] = np.concatenate(parts)[rows]
-        if names:
-            columns[f"{name}_names"] = list(names)
-    for name in ("session", "history"):
-        if name in columns:
-            numbers = columns[name]
-            pairs = np.column_stack((copy, numbers))[numbers >= 0]
-            _, number = np.unique(pairs, axis=0, return_inverse=True)
-            columns[name] = numbers.copy()
-            columns[name][numbers >= 0] = number.ravel()
-    if "session" in columns:
-        columns["session_names"] = None
-    if any(t.wait_for is not None for t in traces):
-        columns["wait_for"] = _waits(traces, rows, copy)
-    if any(t.prefix_hashes is not None for t in traces):
-        columns["prefix_hashes"] = _blocks(traces).select(rows)
-        columns["hash_block_tokens"] = next(t.hash_block_tokens for t in traces if t.hash_block_tokens)
-    nothing: dict[str, Any] = dict.fromkeys(FAILED)
+    if any(t.history is not None for t in traces):
+        first = np.cumsum([0, *map(len, traces)])
+        own = [(t, histories(t), first[i]) for i, t in enumerate(traces)]
+        traces = [dataclasses.replace(t, history=np.where(column < 0, -1, column + i)) for t, column, i in own]
     if len(traces) > 1:
-        nothing["origin_ns"] = None
-    return _from_zero(dataclasses.replace(traces[0], **nothing | columns, rows=counts))
+        traces = _numbered_alike(traces)
+    if arrival_ns is None:
+        arrival_ns = np.concatenate([t.arrival_ns for t in traces])[rows]
+    order = np.argsort(arrival_ns, kind="stable")
+    rows, copy = rows[order], None if copy is None else copy[order]
+
+    def joined(parts: Sequence[Trace | FailedRows], name: str) -> NDArray[np.int64]:
+        columns = [getattr(part, name) for part in parts]
+        fill = FILL.get(name, 0)
+        return np.concatenate(
+            [np.full(len(p), fill, np.int64) if c is None else c for p, c in zip(parts, columns, strict=True)]
+        )
+
+    there = [name for name in COLUMNS if any(getattr(t, name) is not None for t in traces)]
+    columns: dict[str, Any] = {name: joined(traces, name)[rows] for name in there if name != "arrival_ns"}
+    columns |= {"arrival_ns": arrival_ns[order], "session_names": None}
+    for name in ("session", "history"):
+        if copy is not None and name in columns:
+            inside = columns[name] >= 0
+            pairs = np.column_stack((copy, columns[name]))[inside]
+            columns[name][inside] = np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
+    if any(t.wait_for is not None for t in traces):
+        columns["wait_for"] = _waits(traces, rows, np.zeros(len(rows), np.int64) if copy is None else copy)
+    if any(t.prefix_hashes is not None for t in traces):
+        columns["prefix_hashes"] = _blocks(traces, one_content).select(rows)
+        columns["hash_block_tokens"] = next(t.hash_block_tokens for t in traces if t.hash_block_tokens)
+    columns["source_failed"] = None
+    if failed is not None:
+        parts = [t.source_failed for t in traces if t.source_failed is not None]
+        of_failed = {name: joined(parts, name)[failed[0]] for name in there if name in _OF_FAILED}
+        columns["source_failed"] = FailedRows(failed[1], **of_failed)
+    if len(traces) > 1:
+        columns["origin_ns"] = None
+    return _from_zero(dataclasses.replace(traces[0], **columns, rows=counts))
+
+
+def _numbered_alike(traces: Sequence[Trace]) -> list[Trace]:
+    """Traces in which tenants and models of one name have one number, and sessions numbers of their own."""
+    alike = list(traces)
+    for name in ("session", "tenant", "model"):
+        number: dict[str, int] = {}
+        for i, t in enumerate(traces):
+            if getattr(t, name) is not None:
+                own = [f"{i}: {each}" if name == "session" else each for each in t.names(name)]
+                alike[i] = _renumbered(alike[i], name, [number.setdefault(each, len(number)) for each in own], [])
+        if number:
+            names: dict[str, Any] = {f"{name}_names": list(number)}
+            alike = [dataclasses.replace(t, **names) for t in alike]
+    return alike
+
+
+def _renumbered(trace: Trace, column: str, number: Sequence[int], names: Sequence[str]) -> Trace:
+    """``number[k]`` in place of session, tenant or model k."""
+    table = np.array([*number, -1], np.int64)  # the last is that of -1
+    columns: dict[str, Any] = {column: table[getattr(trace, column)], f"{column}_names": names}
+    failed = trace.source_failed
+    if failed is not None and getattr(failed, column) is not None:
+        columns["source_failed"] = dataclasses.replace(failed, **{column: table[getattr(failed, column)]})
+    return dataclasses.replace(trace, **columns)
 
 
 def _waits(traces: Sequence[Trace], rows: NDArray[np.int64], copy: NDArray[np.int64]) -> Ragged:
@@ -478,16 +523,14 @@ def _waits(traces: Sequence[Trace], rows: NDArray[np.int64], copy: NDArray[np.in
     return Ragged(by_key[at][there], np.concatenate(([0], np.cumsum(new_counts))))
 
 
-def _blocks(traces: Sequence[Trace]) -> Ragged:
-    """Block ids of all traces, those of different traces apart (copies of one trace share theirs)."""
+def _blocks(traces: Sequence[Trace], one_content: bool) -> Ragged:
+    """Block ids of all traces, those of different traces apart unless they mean the same."""
     values, counts, used = [], [], 0
-    seen: dict[int, int] = {}
     for t in traces:
         column = t.prefix_hashes or Ragged(np.zeros(0, np.int64), np.zeros(len(t) + 1, np.int64))
-        first = seen.setdefault(id(column.values), used)
-        if first == used and len(column.values):
-            used += int(column.values.max()) + 1
-        values.append(column.values + first)
+        values.append(column.values + used)
+        if not one_content:
+            used += int(column.values.max(initial=-1)) + 1
         counts.append(column.counts)
     return Ragged(np.concatenate(values), np.concatenate(([0], np.cumsum(np.concatenate(counts)))))
 
@@ -500,17 +543,10 @@ def _column(trace: Trace, column: str) -> NDArray[np.int64]:
     return found
 
 
-def _names(trace: Trace, column: str) -> list[str]:
-    names: Sequence[str] | None = getattr(trace, f"{column}_names", None)
-    if names is not None:
-        return list(names)
-    return [str(k) for k in range(int(getattr(trace, column).max(initial=-1)) + 1)]
-
-
 def _number(trace: Trace, column: str, value: int | str) -> int:
     if isinstance(value, int):
         return value
-    names = _names(trace, column) if column in ("session", "tenant", "model") else []
+    names = trace.names(column) if column in ("session", "tenant", "model") else []
     if value not in names:
         some = f"known: {', '.join(names[:20])}" if names else "give numbers"
         raise InputError(f"no {column} is called {value!r}", key="among", hint=some)

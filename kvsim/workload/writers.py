@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,11 @@ from kvsim.core.trace import RAGGED_COLUMNS, RejectedRow, Trace
 BATCH_ROWS: Final = 131_072
 """Rows of one Parquet row group."""
 
-_TEXTS: Final = (("session", "session_id"), ("tenant", "tenant"), ("model", "model"))
+_TEXTS: Final = (
+    ("session", "session_id"),
+    ("tenant", "tenant"),
+    ("model", "model"),
+)
 _LISTS: Final = (("prefix_hashes", "hash_ids"), ("wait_for", "wait_for"))
 
 
@@ -23,20 +28,23 @@ def write_plain_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write ``arrival_s,prompt_tokens,output_tokens`` and the optional columns that the trace has, LF line ends.
 
     Seconds are written exactly, without trailing zeros. Rows that failed in the traced system are not in it.
-    Raises InputError for a trace with lists (prefix hashes, wait_for), which a CSV does not hold, and OSError if the
-    file cannot be written.
+    Raises InputError for a trace with lists (prefix hashes, wait_for) or with line ends in names, which a CSV does not
+    hold, and OSError if the file cannot be written.
     """
     for name in RAGGED_COLUMNS:
         if getattr(trace, name) is not None:
             raise InputError(f"a CSV does not hold {name}", key=str(path), hint="write .jsonl or .parquet")
+    _refuse_line_ends(trace, path)
     write_csv(_plain_columns(trace), path)
 
 
 def write_plain_jsonl(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write the columns of ``write_plain_csv``, and lists, as JSON lines; times are whole nanoseconds or seconds.
 
-    Read it with ``format: {name: plain, hash_block_tokens: ...}`` if it has ``hash_ids``. Raises OSError.
+    Read it with ``format: {name: plain, hash_block_tokens: ...}`` if it has ``hash_ids``.
+    Raises InputError for segments, which no file holds, and OSError.
     """
+    _refuse_segments(trace, path)
     columns = {"arrival_ns": trace.arrival_ns.tolist(), **_plain_columns(trace)}
     del columns["arrival_s"]
     for name in ("think_s", "deadline_s"):
@@ -66,7 +74,7 @@ def write_plain_parquet(trace: Trace, path: str | os.PathLike[str]) -> None:
     }
     for ours, theirs in _TEXTS:
         if getattr(trace, ours) is not None:
-            columns[theirs] = _text_column(getattr(trace, ours), getattr(trace, f"{ours}_names"))
+            columns[theirs] = _text_column(getattr(trace, ours), trace.names(ours))
     if trace.session is not None and trace.think_ns is not None:
         columns["think_s"] = _column(trace.think_ns / 1e9, pa.float64())
     for name in ("priority", "images"):
@@ -79,50 +87,42 @@ def write_canonical(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write every column of the trace in kvsim's own Parquet form (``readers/canonical.py``), zstd.
 
     Rows that failed in the traced system stand where they stood, with ``output_tokens`` 0; rows that were dropped
-    are counted in the metadata. Raises OSError if the file cannot be written.
+    are counted in the metadata. Raises InputError for segments, which no file holds, and OSError if the file cannot be
+    written.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
-    from kvsim.workload.readers.canonical import META_ABOUT, META_VERSION, NUMBERS, TEXTS, VERSION
+    from kvsim.workload.readers.canonical import LISTS, META_ABOUT, META_VERSION, NEEDED, NUMBERS, TEXTS, VERSION
 
+    _refuse_segments(trace, path)
     rows = trace.rows
     about: dict[str, Any] = {"format": trace.format, "sha256": trace.sha256}
     if rows is not None:
-        about["rows"] = {"read": rows.read, "source_failed": rows.source_failed, "dropped": rows.dropped}
+        names = ("read", "source_failed", "dropped", "clipped")
+        about["rows"] = {name: getattr(rows, name) for name in names}
     if trace.origin_ns is not None:
         about["origin_ns"] = trace.origin_ns
     if trace.hash_block_tokens is not None:
         about["hash_block_tokens"] = trace.hash_block_tokens
     numbers = [name for name in NUMBERS if getattr(trace, name) is not None]
     texts = [name for name in TEXTS if getattr(trace, name) is not None]
-    lists = [name for name in RAGGED_COLUMNS if getattr(trace, name) is not None]
+    lists = [name for name in LISTS if getattr(trace, name) is not None]
     list_type = pa.list_(pa.int64())
-    fields = [(name, pa.int64()) for name in ("arrival_ns", "prompt_tokens", "output_tokens", *numbers)]
+    fields = [(name, pa.int64()) for name in (*NEEDED, *numbers)]
     fields += [(name, pa.dictionary(pa.int32(), pa.string())) for name in texts]
     fields += [(name, list_type) for name in lists]
     metadata = {META_VERSION: str(VERSION), META_ABOUT: json.dumps(about)}
     schema = pa.schema(fields, metadata=metadata)
-    dictionaries = {name: _strings(getattr(trace, name), getattr(trace, f"{name}_names")) for name in texts}
+    dictionaries = {name: _strings(trace.names(name)) for name in texts}
     with parquet.ParquetWriter(
         path, schema, compression="zstd", use_dictionary=texts, column_encoding={"arrival_ns": "DELTA_BINARY_PACKED"}
     ) as writer:
         for row, failed in _in_file_order(trace):
             played = row >= 0
-
-            def column(name: str, played: Any = played, row: Any = row) -> NDArray[np.int64]:
-                values = np.zeros(len(played), np.int64)
-                values[played] = getattr(trace, name)[row[played]]
-                return values
-
-            arrival_ns, prompt = column("arrival_ns"), column("prompt_tokens")
-            if trace.source_failed_ns is not None and trace.source_failed_prompt_tokens is not None:
-                arrival_ns[~played] = trace.source_failed_ns[failed]
-                prompt[~played] = trace.source_failed_prompt_tokens[failed]
-            arrays = [_column(values, pa.int64()) for values in (arrival_ns, prompt, column("output_tokens"))]
-            arrays += [_column(column(name), pa.int64()) for name in numbers]
+            arrays = [_column(_of_both(trace, name, row, failed), pa.int64()) for name in (*NEEDED, *numbers)]
             for name in texts:
-                at = np.where(played, column(name), -1).astype(np.int32)
+                at = _of_both(trace, name, row, failed, -1).astype(np.int32)
                 arrays.append(pa.DictionaryArray.from_arrays(_column(at, pa.int32(), at >= 0), dictionaries[name]))
             for name in lists:
                 chosen = getattr(trace, name).select(row[played])
@@ -136,10 +136,9 @@ def write_canonical(trace: Trace, path: str | os.PathLike[str]) -> None:
 def write_burstgpt_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write BurstGPT_1's columns (BurstGPT_3's if the trace has sessions), which ``readers/burstgpt.py`` gives back.
 
-    Times count from the midnight behind ``origin_ns``. A trace without models is written as ``ChatGPT``; one without
-    tenants as ``Conversation log`` where a row has a session, else as ``API log``. Rows that failed in the traced
-    system stand where they stood, with the model and log type of the request before them: a trace does not keep theirs.
-    Raises InputError for what the format cannot say, and OSError if the file cannot be written.
+    Times count from the midnight behind ``origin_ns``. A row without a model is written as ``ChatGPT``; one without a
+    tenant as ``Conversation log`` if it has a session, else as ``API log``. Rows that failed in the traced system stand
+    where they stood. Raises InputError for what the format cannot say, and OSError if the file cannot be written.
     """
     import pyarrow as pa
 
@@ -148,51 +147,40 @@ def write_burstgpt_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
     for name in ("priority", "images", "deadline_ns", *RAGGED_COLUMNS):
         if getattr(trace, name) is not None:
             raise InputError(f"BurstGPT's format does not hold {name}", key=str(path), hint="write it as .parquet")
-    services = [*(trace.tenant_names or ())] if trace.tenant is not None else []
-    if trace.tenant is not None and (int(trace.tenant.max(initial=-1)) >= len(services) or {*services} - {*LOG_TYPES}):
+    services = [] if trace.tenant is None else trace.names("tenant")
+    if {*services} - {*LOG_TYPES}:
         hint = f"allowed: {', '.join(LOG_TYPES)}; write it as .parquet"
         raise InputError("BurstGPT's format does not hold these tenants", key=str(path), hint=hint)
+    _refuse_line_ends(trace, path)
     elapsed_ns = None if trace.session is None else _elapsed(trace, trace.session, path)
+    failed_rows = trace.source_failed
     first_ns = trace.origin_ns or 0
-    in_seconds = [first_ns, trace.arrival_ns, *(() if trace.source_failed_ns is None else (trace.source_failed_ns,))]
+    in_seconds = [first_ns, trace.arrival_ns, *(() if failed_rows is None else (failed_rows.arrival_ns,))]
     whole = not any(np.any(np.asarray(part) % 10**9) for part in in_seconds)
-    models = [str(name) for name in trace.model_names or ()] if trace.model is not None else []
-    if trace.model is not None and not models:
-        models = [str(k) for k in range(int(trace.model.max(initial=-1)) + 1)]
-    sessions = [] if trace.session is None or trace.session_names is None else trace.session_names
-    quoted = any(not {*str(name)}.isdisjoint(',"\r\n') for name in (*models, *sessions))
+    models = [] if trace.model is None else trace.names("model")
+    sessions = [] if trace.session is None else trace.names("session")
+    quoted = any(not {*name}.isdisjoint(',"') for name in (*models, *sessions))
     models, services = [*models, "ChatGPT"], [*services, *LOG_TYPES]
     talk, api = len(services) - 2, len(services) - 1
+    if elapsed_ns is not None:
+        trace = replace(trace, elapsed_ns=elapsed_ns)
 
     def tables() -> Iterator[Any]:
-        last = 0
         for row, failed in _in_file_order(trace):
-            played = row >= 0
-            like = np.maximum(np.maximum.accumulate(row), last)
-            last = int(like[-1])
-            time_ns = trace.arrival_ns[like] + first_ns
-            request, response = (
-                np.where(played, tokens[like], 0) for tokens in (trace.prompt_tokens, trace.output_tokens)
+            request, response = (_of_both(trace, name, row, failed) for name in ("prompt_tokens", "output_tokens"))
+            session, model, service = (
+                _of_both(trace, name, row, failed, -1) for name in ("session", "model", "tenant")
             )
-            if trace.source_failed_ns is not None and trace.source_failed_prompt_tokens is not None:
-                time_ns[~played] = trace.source_failed_ns[failed] + first_ns
-                request[~played] = trace.source_failed_prompt_tokens[failed]
-            model = np.full(len(row), -1) if trace.model is None else trace.model[like]
-            in_session = np.zeros(len(row), np.bool_) if trace.session is None else trace.session[like] >= 0
-            service = np.where(in_session, talk, api)
-            if trace.tenant is not None:
-                service = np.where(trace.tenant[like] >= 0, trace.tenant[like], service)
-            columns = {"Timestamp": _seconds(time_ns, whole)}
-            if trace.session is not None and elapsed_ns is not None:
-                own = np.where(played, trace.session[like], -1)
-                columns[SESSION] = _text_column(own, trace.session_names)
-                columns[ELAPSED] = _seconds(np.where(played, elapsed_ns[like], 0), whole)
+            columns = {"Timestamp": _seconds(_of_both(trace, "arrival_ns", row, failed) + first_ns, whole)}
+            if elapsed_ns is not None:
+                columns[SESSION] = _text_column(session, sessions)
+                columns[ELAPSED] = _seconds(np.maximum(_of_both(trace, "elapsed_ns", row, failed), 0), whole)
             columns |= {
                 "Model": _text_column(np.where(model >= 0, model, len(models) - 1), models),
                 "Request tokens": _column(request, pa.int64()),
                 "Response tokens": _column(response, pa.int64()),
                 "Total tokens": _column(request + response, pa.int64()),
-                "Log Type": _text_column(service, services),
+                "Log Type": _text_column(np.where(service >= 0, service, np.where(session >= 0, talk, api)), services),
             }
             yield pa.Table.from_arrays(list(columns.values()), names=list(columns))
 
@@ -200,15 +188,17 @@ def write_burstgpt_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
 
 
 def _elapsed(trace: Trace, session: NDArray[np.int64], path: str | os.PathLike[str]) -> NDArray[np.int64]:
-    """How long each row took, (n,) ns, such that the pauses behind it are the trace's; 0 for the last of a session."""
+    """How long each row took, (n,) ns, such that the pauses behind it are the trace's: as recorded, if that gives them;
+    0 where it is not recorded and no turn follows."""
     by_session = np.argsort(session, kind="stable")
     earlier, later = by_session[:-1], by_session[1:]
     turns = (session[earlier] == session[later]) & (session[later] >= 0)
     earlier, later = earlier[turns], later[turns]
-    elapsed_ns = np.zeros(len(session), np.int64)
-    elapsed_ns[earlier] = trace.arrival_ns[later] - trace.arrival_ns[earlier]
-    if trace.think_ns is not None:
-        elapsed_ns[earlier] -= trace.think_ns[later]
+    elapsed_ns = np.zeros(len(session), np.int64) if trace.elapsed_ns is None else np.maximum(trace.elapsed_ns, 0)
+    gap_ns = trace.arrival_ns[later] - trace.arrival_ns[earlier]
+    think_ns = 0 if trace.think_ns is None else trace.think_ns[later]
+    differs = np.maximum(gap_ns - elapsed_ns[earlier], 0) != think_ns
+    elapsed_ns[earlier] = np.where(differs, gap_ns - think_ns, elapsed_ns[earlier])
     if bool((elapsed_ns < 0).any()):
         problem = "BurstGPT's format does not hold pauses longer than the time between two turns"
         raise InputError(problem, key=str(path), hint="write it as .parquet")
@@ -246,16 +236,40 @@ def write_rejected(rejected: Sequence[RejectedRow], path: str | os.PathLike[str]
 def _in_file_order(trace: Trace) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Batches of the rows of a file: the trace's row, or -1 for one that failed in the traced system; and the numbers
     of those."""
-    n, before = len(trace), trace.source_failed_before
-    if before is None or trace.source_failed_ns is None:
-        before = np.empty(0, np.int64)
-    order = np.insert(np.arange(n), before, -1) if len(before) else np.arange(n)
+    order = np.arange(len(trace))
+    if trace.source_failed is not None:
+        order = np.insert(order, trace.source_failed.before, -1)
     failures = 0
     for start in range(0, max(len(order), 1), BATCH_ROWS):
         rows = order[start : start + BATCH_ROWS]
         count = int((rows < 0).sum())
         yield rows, np.arange(failures, failures + count)
         failures += count
+
+
+def _of_both(
+    trace: Trace, name: str, row: NDArray[np.int64], failed: NDArray[np.int64], nothing: int = 0
+) -> NDArray[np.int64]:
+    """A column of the rows of ``_in_file_order``; ``nothing`` where it is not known."""
+    values = np.full(len(row), nothing, np.int64)
+    for source, into, numbers in ((trace, row >= 0, row[row >= 0]), (trace.source_failed, row < 0, failed)):
+        column = getattr(source, name, None)
+        if column is not None:
+            values[into] = column[numbers]
+    return values
+
+
+def _refuse_segments(trace: Trace, path: str | os.PathLike[str]) -> None:
+    if trace.segments is not None:
+        raise InputError("no file holds segments", key=str(path), hint="they belong to traces made in memory")
+
+
+def _refuse_line_ends(trace: Trace, path: str | os.PathLike[str]) -> None:
+    for ours, _ in _TEXTS:
+        for name in getattr(trace, f"{ours}_names") or ():
+            if "\n" in name or "\r" in name:
+                hint = "write .jsonl or .parquet"
+                raise InputError(f"a CSV does not hold the {ours} {name!r}", key=str(path), hint=hint)
 
 
 def _plain_columns(trace: Trace) -> dict[str, list[Any]]:
@@ -266,7 +280,8 @@ def _plain_columns(trace: Trace) -> dict[str, list[Any]]:
     }
     for ours, theirs in _TEXTS:
         if getattr(trace, ours) is not None:
-            columns[theirs] = _names(getattr(trace, ours), getattr(trace, f"{ours}_names"))
+            names = trace.names(ours)
+            columns[theirs] = ["" if k < 0 else names[k] for k in getattr(trace, ours).tolist()]
     if trace.think_ns is not None and (trace.session is not None or trace.wait_for is not None):
         columns["think_s"] = _decimals(trace.think_ns)
     for name in ("priority", "images"):
@@ -276,10 +291,6 @@ def _plain_columns(trace: Trace) -> dict[str, list[Any]]:
         texts = _decimals(trace.deadline_ns)
         columns["deadline_s"] = ["" if t < 0 else s for t, s in zip(trace.deadline_ns.tolist(), texts, strict=True)]
     return columns
-
-
-def _names(numbers: NDArray[np.int64], names: Any) -> list[str]:
-    return ["" if k < 0 else names[k] if names is not None else str(k) for k in numbers.tolist()]
 
 
 def _decimals(time_ns: NDArray[np.int64]) -> list[str]:
@@ -309,17 +320,16 @@ def _column(values: NDArray[Any], arrow: Any, filled: NDArray[np.bool_] | None =
     return pa.Array.from_buffers(arrow, len(values), [bitmap, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def _strings(numbers: NDArray[np.int64], names: Sequence[str] | None) -> Any:
-    """What each number is called: by itself if it has no name."""
+def _strings(names: Sequence[str]) -> Any:
     import pyarrow as pa
 
-    encoded = [str(name).encode() for name in (range(int(numbers.max(initial=-1)) + 1) if names is None else names)]
+    encoded = [name.encode() for name in names]
     ends = np.concatenate(([0], np.cumsum([len(each) for each in encoded]))).astype(np.int32)
     return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
 
 
-def _text_column(numbers: NDArray[np.int64], names: Any) -> Any:
+def _text_column(numbers: NDArray[np.int64], names: Sequence[str]) -> Any:
     import pyarrow as pa
 
     at = numbers.astype(np.int32)
-    return pa.DictionaryArray.from_arrays(_column(at, pa.int32(), at >= 0), _strings(numbers, names)).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(_column(at, pa.int32(), at >= 0), _strings(names)).cast(pa.string())

@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from kvsim.core.errors import InputError
 from kvsim.core.plugins import load
-from kvsim.core.trace import Ragged, Trace, TraceRows
+from kvsim.core.trace import FailedRows, Ragged, Trace, TraceRows
 from kvsim.testing.readers import trace_fault
 from kvsim.workload import read_trace
 from kvsim.workload.readers import READERS
@@ -107,9 +107,7 @@ def canonical_bytes() -> bytes:
         prefix_hashes=Ragged(np.array([0, 1, 0, 2]), np.array([0, 2, 2, 4])),
         hash_block_tokens=16,
         rows=TraceRows(read=4, source_failed=1),
-        source_failed_before=np.array([1]),
-        source_failed_ns=np.array([3]),
-        source_failed_prompt_tokens=np.array([0]),
+        source_failed=FailedRows(np.array([1]), np.array([3]), np.array([0]), session=np.array([0])),
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "t.parquet")

@@ -2,7 +2,8 @@
 
 A rate that changes is a change of clock: gaps are drawn with mean 1 in a time that runs with the expected number of
 requests, and that time is turned into seconds (Çinlar, Introduction to Stochastic Processes, 1975, section 4.7). Gaps
-that are exponential there make a non-homogeneous Poisson process; Gamma gaps make bursts that follow the rate.
+that are exponential there make a non-homogeneous Poisson process; Gamma gaps make bursts that follow the rate. A trace
+begins at its first request, so a rate that changes starts with one: times of day and of spikes are those of the trace.
 """
 
 import copy
@@ -35,6 +36,13 @@ def unit_times(n: int, cv: float, rng: np.random.Generator) -> Numbers:
     if cv == 0:
         return np.arange(1.0, n + 1)
     return np.cumsum(rng.gamma(cv**-2, cv**2, n) if cv != 1 else rng.standard_exponential(n))
+
+
+def _from_first(n: int, cv: float, rng: np.random.Generator) -> Numbers:
+    """``unit_times``, counted from the first arrival."""
+    times = unit_times(n, cv, rng)
+    times -= times[0]
+    return times
 
 
 def _not_negative(name: str, value: float) -> None:
@@ -152,13 +160,14 @@ class Ramp:
         _not_negative("cv", self.cv)
 
     def times_s(self, n: int, rng: np.random.Generator) -> Numbers:
-        u = unit_times(n, self.cv, rng)
+        u = _from_first(n, self.cv, rng)
         start, slope = self.start_per_s, (self.end_per_s - self.start_per_s) / self.over_s
         on_ramp = (self.start_per_s + self.end_per_s) / 2 * self.over_s
         # x = start t + slope t^2 / 2, solved for t without a difference of large numbers
         x = np.minimum(u, on_ramp)
         root = np.sqrt(np.maximum(start**2 + 2 * slope * x, 0))
-        return 2 * x / (start + root) + np.maximum(u - on_ramp, 0) / self.end_per_s
+        rate = np.where(x > 0, start + root, 1)  # both are 0 at the beginning of a ramp from 0
+        return 2 * x / rate + np.maximum(u - on_ramp, 0) / self.end_per_s
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ class Spike:
         _not_negative("cv", self.cv)
 
     def times_s(self, n: int, rng: np.random.Generator) -> Numbers:
-        u = unit_times(n, self.cv, rng) / self.rate_per_s
+        u = _from_first(n, self.cv, rng) / self.rate_per_s
         before, inside = self.at_s, self.factor * self.for_s
         after = np.maximum(u - before - inside, 0)
         within = np.clip(u - before, 0, inside) / self.factor if self.factor else np.where(u > before, self.for_s, 0)
@@ -260,7 +269,7 @@ def _modulated(
 ) -> Numbers:
     """Arrivals at a rate that is constant between the edges of the profile's parts and of the phases."""
     gaps, states = rng.spawn(2)
-    unit = unit_times(n, cv, gaps)
+    unit = _from_first(n, cv, gaps)
     horizon_s = 1.2 * n / rate_per_s + 3600
     while True:
         edges = np.array([0.0, horizon_s])

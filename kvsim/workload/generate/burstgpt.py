@@ -11,13 +11,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import Trace, TraceRows
+from kvsim.core.trace import FailedRows, Trace, TraceRows
 from kvsim.workload.generate.arrivals import BURSTGPT_DAY
 
 DAY_S: Final = 86_400
@@ -126,19 +126,22 @@ class BurstGPTRows:
         if not kept.any():
             raise InputError("there is no answered row", hint="make more rows or days")
         first_s = int(self.timestamp_s[kept][0])
+        columns: dict[str, Any] = {
+            "arrival_ns": (self.timestamp_s - first_s) * 10**9,
+            "prompt_tokens": self.request_tokens,
+            "tenant": self.conversation.astype(np.int64),
+            "model": self.gpt4.astype(np.int64),
+        }
         return Trace(
-            (self.timestamp_s[kept] - first_s) * 10**9,
-            self.request_tokens[kept],
-            self.response_tokens[kept],
-            tenant=self.conversation[kept].astype(np.int64),
+            output_tokens=self.response_tokens[kept],
+            **{name: column[kept] for name, column in columns.items()},
             tenant_names=["API log", "Conversation log"],
-            model=self.gpt4[kept].astype(np.int64),
             model_names=["ChatGPT", "GPT-4"],
             origin_ns=first_s * 10**9,
             rows=TraceRows(read=len(kept), source_failed=int((~kept).sum())),
-            source_failed_before=np.cumsum(kept, dtype=np.int64)[~kept],
-            source_failed_ns=(self.timestamp_s[~kept] - first_s) * 10**9,
-            source_failed_prompt_tokens=self.request_tokens[~kept],
+            source_failed=FailedRows(
+                np.cumsum(kept, dtype=np.int64)[~kept], **{name: column[~kept] for name, column in columns.items()}
+            ),
         )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
 from kvsim.core.trace import Ragged, Trace, TraceRows
-from kvsim.workload.generate.arrivals import Arrivals, ClosedLoop
+from kvsim.workload.generate.arrivals import Arrivals, ClosedLoop, Diurnal
 from kvsim.workload.generate.distributions import Distribution, Numbers, whole
 from kvsim.workload.generate.lengths import Lengths
 from kvsim.workload.generate.prefixes import Prefixes, Shared, name_blocks
@@ -69,6 +69,9 @@ def composed(
     arrival_ns = np.rint((arrival_s - arrival_s[0]) * 1e9)
     if not arrival_ns[-1] < 2.0**62:
         raise InputError("the last arrival would be more than 146 years after the first", key="arrivals")
+    origin_ns = None
+    if isinstance(arrivals, Diurnal):
+        origin_ns = round((arrivals.start_hour * 3600 + float(arrival_s[0])) * 1e9)
     prompt, session, chain = turns.prompt[order], turns.session[order], turns.chain[order]
 
     shared = None
@@ -94,6 +97,7 @@ def composed(
         wait_for=_wait_for(turns, order),
         prefix_hashes=blocks,
         hash_block_tokens=hash_block_tokens,
+        origin_ns=origin_ns,
         rows=TraceRows(read=len(prompt)),
     )
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from kvsim.core.trace import Trace, TraceRows
+from kvsim.core.trace import FailedRows, Trace, TraceRows
 from kvsim.workload.readers.table import (
     DECIMAL_SECONDS,
     NAME,
@@ -86,44 +86,40 @@ class BurstGPT:
             batch.refuse(wrong, "Total tokens", "is not request + response tokens", "correct or remove the row")
             batch.refuse((request == 0) & (response > 0), "Request tokens", "has a response", "allowed: at least 1")
             batch.refuse_unknown("Log Type", LOG_TYPES)
-            values = {"prompt": request, "output": response}
+            values = {"prompt_tokens": request, "output_tokens": response}
             if has_sessions:
-                values["elapsed"] = batch.nanoseconds(ELAPSED)
-                batch.refuse(values["elapsed"] < 0, ELAPSED, "is negative", "allowed: seconds from 0")
+                values["elapsed_ns"] = batch.nanoseconds(ELAPSED)
+                batch.refuse(values["elapsed_ns"] < 0, ELAPSED, "is negative", "allowed: seconds from 0")
             time_ns = batch.nanoseconds("Timestamp")
             last_ns = batch.refuse_disorder("Timestamp", time_ns, last_ns)
             kept, failed = batch.good & (response > 0), batch.good & (response == 0)
-            columns.append(kept, arrival=time_ns, **values)
-            failures.append(failed, arrival=time_ns, prompt=request, before=replayed + np.cumsum(kept))
-            models.append(batch.text("Model"), kept)
-            services.append(batch.text("Log Type"), kept)
+            values |= {
+                "arrival_ns": time_ns,
+                "model": models.number(batch.text("Model"), batch.good),
+                "tenant": services.number(batch.text("Log Type"), batch.good),
+            }
             if has_sessions:
-                sessions.append(batch.text(SESSION), kept)
+                values["session"] = sessions.number(batch.text(SESSION), batch.good)
+            failures.append(failed, before=replayed + np.cumsum(kept), **values)
+            columns.append(kept, **values)
             read += int(np.count_nonzero(batch.good))
             replayed = columns.rows
         if not replayed:
             raise nothing_left(path, f"all {read} rows failed in the traced system" if read else "no row can be used")
 
-        arrival_ns = columns.take("arrival")
-        first_ns = int(arrival_ns[0])
-        arrival_ns -= first_ns
-        session, names = sessions.take() if has_sessions else (None, None)
-        model, model_names = models.take()
-        tenant, tenant_names = services.take()
+        whole: dict[str, Any] = {name: columns.take(name) for name in columns.names}
+        first_ns = int(whole["arrival_ns"][0])
+        whole["arrival_ns"] -= first_ns
+        failed_rows = {name: failures.take(name) for name in failures.names if name != "output_tokens"}
+        failed_rows["arrival_ns"] -= first_ns
+        if has_sessions:
+            whole["think_ns"] = think_times(whole["arrival_ns"], whole["session"], whole["elapsed_ns"])
         return Trace(
-            arrival_ns,
-            columns.take("prompt"),
-            columns.take("output"),
-            session=session,
-            think_ns=None if session is None else think_times(arrival_ns, session, columns.take("elapsed")),
-            session_names=names,
-            tenant=tenant,
-            tenant_names=tenant_names,
-            model=model,
-            model_names=model_names,
+            **whole,
+            session_names=sessions.known if has_sessions else None,
+            tenant_names=services.known,
+            model_names=models.known,
             rows=TraceRows(read=read, source_failed=read - replayed),
             origin_ns=first_ns,
-            source_failed_before=failures.take("before"),
-            source_failed_ns=failures.take("arrival") - first_ns,
-            source_failed_prompt_tokens=failures.take("prompt"),
+            source_failed=FailedRows(**failed_rows),
         )

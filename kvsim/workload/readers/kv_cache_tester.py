@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import Ragged, Trace, TraceRows
+from kvsim.core.trace import FailedRows, Ragged, Trace, TraceRows, waits_among
 from kvsim.workload.readers.files import members, readable, shown
 from kvsim.workload.readers.prefixes import chained
 from kvsim.workload.readers.table import (
@@ -111,8 +111,9 @@ class KVCacheTester:
         prefix = _joined_prefixes(sessions).select(order)
         models: dict[str, int] = {}
         model = [models.setdefault(name, len(models)) for each in sessions for name in each.models]
-        failed_ns = np.concatenate([each.failed_ns + k * gap_ns for k, each in enumerate(sessions)])
-        failed_prompt = np.concatenate([each.failed_prompt for each in sessions])
+        failed_session = np.repeat(np.arange(len(sessions)), [len(each.failed_ns) for each in sessions])
+        failed_ns = joined("failed_ns") + failed_session * gap_ns
+        failed_model = [models.setdefault(name, len(models)) for each in sessions for name in each.failed_models]
         by_time = np.argsort(failed_ns, kind="stable")
         arrival_ns = time_ns[order]
         origin_ns = int(arrival_ns[0])
@@ -121,18 +122,36 @@ class KVCacheTester:
             joined("prompt")[order],
             joined("output")[order],
             session=number[order],
-            session_names=[each.name for each in sessions],
+            session_names=_unique([each.name for each in sessions]),
             think_ns=joined("think_ns")[order],
+            elapsed_ns=joined("elapsed_ns")[order],
             model=np.array(model, np.int64)[order],
             model_names=list(models),
             wait_for=waits,
             prefix_hashes=prefix,
             hash_block_tokens=sessions[0].block_tokens,
             rows=TraceRows(read=len(order) + len(failed_ns), source_failed=len(failed_ns)),
-            source_failed_before=np.searchsorted(arrival_ns, failed_ns[by_time], side="right"),
-            source_failed_ns=failed_ns[by_time] - origin_ns,
-            source_failed_prompt_tokens=failed_prompt[by_time],
+            source_failed=FailedRows(
+                np.searchsorted(arrival_ns, failed_ns[by_time], side="right"),
+                failed_ns[by_time] - origin_ns,
+                joined("failed_prompt")[by_time],
+                session=failed_session[by_time],
+                model=np.array(failed_model, np.int64)[by_time],
+                elapsed_ns=joined("failed_elapsed_ns")[by_time],
+            ),
         )
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names; one that was there before (``a.json`` and ``a.json.gz``) gets a number behind it."""
+    seen: dict[str, None] = {}  # in order
+    for name in names:
+        number, own = 1, name
+        while own in seen:
+            number += 1
+            own = f"{name} ({number})"
+        seen[own] = None
+    return list(seen)
 
 
 def _joined_prefixes(sessions: list["_Session"]) -> Ragged:
@@ -156,23 +175,30 @@ class _Session:
     prompt: NDArray[np.int64]
     output: NDArray[np.int64]
     think_ns: NDArray[np.int64]
+    elapsed_ns: NDArray[np.int64]
     models: list[str]
     waits: Ragged
     prefix: Ragged
     failed_ns: NDArray[np.int64]
     failed_prompt: NDArray[np.int64]
+    failed_elapsed_ns: NDArray[np.int64]
+    failed_models: list[str]
 
 
 @dataclass(eq=False)
 class _Request:
     start_ns: int
-    end_ns: int
+    elapsed_ns: int
     prompt: int
     output: int
     model: str
     hashes: list[int]
     think_ns: int | None
     waits: "list[_Request]"
+
+    @property
+    def end_ns(self) -> int:
+        return self.start_ns + max(0, self.elapsed_ns)
 
 
 def _session(name: str, content: bytes, block_tokens: int | None) -> _Session:
@@ -193,8 +219,8 @@ def _session(name: str, content: bytes, block_tokens: int | None) -> _Session:
     every.sort(key=lambda request: request.start_ns)  # stable: a request never stands before one it waits for
     kept = [request for request in every if request.output]
     failed = [request for request in every if not request.output]
-    number = {id(request): i for i, request in enumerate(kept)}
-    waits = [[number[id(each)] for each in _that_ended(request)] for request in kept]
+    number = {id(request): i for i, request in enumerate(every)}
+    waits = [[number[id(each)] for each in request.waits] for request in every]
 
     def column(values: Iterator[int]) -> NDArray[np.int64]:
         return np.fromiter(values, np.int64)
@@ -207,29 +233,22 @@ def _session(name: str, content: bytes, block_tokens: int | None) -> _Session:
         column(request.prompt for request in kept),
         column(request.output for request in kept),
         column(_pause_ns(request) for request in kept),
+        column(request.elapsed_ns for request in kept),
         [request.model for request in kept],
-        Ragged(column(each for row in waits for each in row), _offsets([len(row) for row in waits])),
+        waits_among(
+            Ragged(column(each for row in waits for each in row), _offsets([len(row) for row in waits])),
+            np.flatnonzero([request.output > 0 for request in every]),
+        ),
         chained(hashes, _offsets([len(request.hashes) for request in kept])),
         column(request.start_ns for request in failed),
         column(request.prompt for request in failed),
+        column(request.elapsed_ns for request in failed),
+        [request.model for request in failed],
     )
 
 
 def _offsets(counts: list[int]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-
-
-def _that_ended(request: _Request) -> "list[_Request]":
-    """What a request waits for, with requests without output replaced by what they waited for."""
-    found: dict[int, _Request] = {}
-    pending = list(request.waits)
-    while pending:
-        each = pending.pop()
-        if each.output:
-            found[id(each)] = each
-        else:
-            pending += each.waits
-    return sorted(found.values(), key=lambda each: each.start_ns)
 
 
 def _pause_ns(request: _Request) -> int:
@@ -286,11 +305,11 @@ def _request(entry: Any, at: str, start_ns: int, size: int) -> _Request:
     hashes = field(entry, "hash_ids", IDS, within=at) or []
     if len(hashes) != prompt // size:
         raise Unfit(f"{at}.hash_ids", len(hashes), f"are not the {prompt // size} full blocks of {prompt} tokens")
-    api_s = field(entry, "api_time", NUMBER_OR_EMPTY, 0, MAX_SECONDS, within=at) or 0
+    api_s = field(entry, "api_time", NUMBER_OR_EMPTY, 0, MAX_SECONDS, within=at)
     think_s = field(entry, "think_time", NUMBER_OR_EMPTY, 0, MAX_SECONDS, within=at)
     return _Request(
         start_ns,
-        start_ns + round(api_s * 1e9),
+        -1 if api_s is None else round(api_s * 1e9),
         prompt,
         field(entry, "out", WHOLE, 0, within=at),
         field(entry, "model", NAME, within=at) or "",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from lzma import LZMAError
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import IO, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -170,10 +170,14 @@ class Batch:
         ends = _values(array, np.int32, extra=1).astype(np.int64)
         counts = np.where(_filled(array), np.diff(ends), 0)
         values = _values(array.values, np.uint64)
+        own: Any = slice(ends[0], ends[-1])
         if array.null_count:  # what a null row points to is not its own
-            values = values[np.repeat(ends[:-1] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())]
-            return values, counts
-        return values[ends[0] : ends[-1]], counts
+            own = np.repeat(ends[:-1] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        if array.values.null_count:
+            empty = ~_filled(array.values)[own]
+            odd = np.bincount(np.repeat(np.arange(len(counts)), counts)[empty], minlength=len(counts)) > 0
+            self.refuse(odd, name, "has an empty item", f"allowed: {IDS.allowed}")
+        return values[own], counts
 
     def refuse(self, where: NDArray[np.bool_], name: str, problem: str, hint: str) -> None:
         """The rows at which ``where`` is true break a rule: ``problem`` ends a sentence that begins with the cell
@@ -268,6 +272,11 @@ class Columns:
             self._columns.setdefault(name, Column()).append(column[kept])
         self.rows += int(np.count_nonzero(kept))
 
+    @property
+    def names(self) -> list[str]:
+        """The columns, none before the first batch."""
+        return list(self._columns)
+
     def take(self, name: str) -> NDArray[np.int64]:
         """A column, (rows,) int64; nothing is added afterwards."""
         return self._columns[name].take() if name in self._columns else np.empty(0, np.int64)
@@ -280,21 +289,30 @@ class Names:
         self._numbers = Column()
         self._known: dict[str, int] = {}
 
-    def append(self, text: Any, kept: NDArray[np.bool_]) -> None:
-        """Add a column of ``Batch.text``, of the rows at which ``kept`` is true; names of other rows are not kept."""
+    def number(self, text: Any, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """A column of ``Batch.text`` as numbers, (rows,) int64; only names of rows under the mask are kept."""
         indices = _values(text.indices, np.int32).astype(np.int64)
-        indices = np.where(_filled(text), indices, len(text.dictionary))[kept]  # behind the last: no name
+        indices = np.where(_filled(text), indices, len(text.dictionary))  # behind the last: no name
         used = np.zeros(len(text.dictionary) + 1, np.bool_)
-        used[indices] = True
+        used[indices[kept]] = True
         number = np.full(len(used), -1, np.int64)
         for i, (name, is_used) in enumerate(zip(text.dictionary.to_pylist(), used.tolist(), strict=False)):
             if name and is_used:
                 number[i] = self._known.setdefault(name, len(self._known))
-        self._numbers.append(number[indices])
+        return number[indices]
+
+    @property
+    def known(self) -> list[str]:
+        """The name behind each number."""
+        return list(self._known)
+
+    def append(self, text: Any, kept: NDArray[np.bool_]) -> None:
+        """Add a column of ``Batch.text``, of the rows at which ``kept`` is true."""
+        self._numbers.append(self.number(text, kept)[kept])
 
     def take(self) -> tuple[NDArray[np.int64], list[str]]:
         """(n,) int64 numbers, and the name behind each number."""
-        return self._numbers.take(), list(self._known)
+        return self._numbers.take(), self.known
 
 
 def header(head: str) -> list[str]:
@@ -365,7 +383,10 @@ def require(table: Table, columns: Sequence[str]) -> None:
 
 
 class CsvTable:
-    """A CSV file: UTF-8, commas, header in the first line; LF, CRLF or CR; quotes allowed; empty lines skipped."""
+    """A CSV file: UTF-8, commas, header in the first line; LF, CRLF or CR; quotes allowed; empty lines skipped.
+
+    A row is a line: no published format has line ends inside cells, and a stray quote would swallow the rows behind it.
+    """
 
     ROWS: Final = 8_192
 
@@ -394,8 +415,9 @@ class CsvTable:
         positions = {name: str(self.names.index(name)) for name in kinds}
         row = 0
         try:
+            source = _QuoteWatch(open_bytes(self.path))
             stream = pa.csv.open_csv(
-                open_bytes(self.path),
+                source,
                 pa.csv.ReadOptions(
                     use_threads=False, skip_rows=1, column_names=[str(i) for i in range(len(self.names))]
                 ),
@@ -417,20 +439,26 @@ class CsvTable:
             raise self._unreadable(kinds, str(error)) from None
         except (pa.ArrowException, OSError, EOFError, LZMAError) as error:
             raise InputError(f"cannot be read: {first_line(error)}", file=self.path) from None
-        if not row:
+        if not row or (source.seen and row != self._lines()):
             raise self._unreadable(kinds, "no rows")
+
+    def _lines(self) -> int:
+        """Lines below the header that are not empty."""
+        with readable(self.path), open_text(self.path) as lines:
+            lines.readline()
+            return sum(1 for line in lines if line.strip("\r\n"))
 
     def _sifted(self, kinds: Mapping[str, Kind], quarantine: Quarantine) -> Iterator[Batch]:
         """Row by row; those with too few or too many cells, or a cell that does not parse, go into quarantine."""
-        width = len(self.names)
         wanted = [(name, self.names.index(name), kind) for name, kind in kinds.items()]
         records = self._records()
         while chunk := list(islice(records, self.ROWS)):
+            rows = []
             for line, record in chunk:
-                if len(record) != width:
-                    problem = f"has {len(record)} cells, the header has {width}"
-                    quarantine.add(f"line {line}", "", ",".join(record), problem)
-            rows = [(line, record) for line, record in chunk if len(record) == width]
+                if problem := self._misshapen(record):
+                    quarantine.add(f"line {line}", "", ",".join(record).rstrip("\n"), problem)
+                else:
+                    rows.append((line, record))
             if not rows:
                 continue
             arrays, faulty = {}, {}
@@ -452,40 +480,63 @@ class CsvTable:
         """Finds a cell by going through the file again."""
 
         def cell(i: int, name: str) -> Cell:
-            line, record = next(islice(self._records(), first_row + i, None))
-            return Cell(line, name, record[self.names.index(name)])
+            for row, (line, record) in enumerate(self._records()):
+                if problem := self._misshapen(record):  # it may have swallowed rows, so that others are numbered wrong
+                    raise self._misshapen_error(line, record, problem)
+                if row == first_row + i:
+                    return Cell(line, name, record[self.names.index(name)])
+            raise InputError("changed while it was read", file=self.path)
 
         return cell
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
-        """Number of the (last) line and cells of every row; bytes that are not UTF-8 come as lone surrogates."""
+        """Number of the line and cells of every row; bytes that are not UTF-8 come as lone surrogates.
+
+        A line that cannot be taken apart (a quote is left open) comes whole, with a line end behind it.
+        """
         with readable(self.path), open_text(self.path) as lines:
             lines.readline()
-            records = csv.reader(lines)
-            try:
-                for record in records:
-                    if record:
-                        yield records.line_num + 1, record
-            except csv.Error as error:
-                raise InputError(f"is not CSV: {error}", file=self.path, line=records.line_num + 1) from None
+            for number, line in enumerate(lines, 2):
+                text = line.rstrip("\r\n")
+                if not text:
+                    continue
+                if '"' not in text:
+                    yield number, text.split(",")
+                    continue
+                try:
+                    record = next(csv.reader([f"{text}\n"]))
+                    whole = not record[-1].endswith("\n")
+                except csv.Error:  # a cell of more than 131,072 characters
+                    whole = False
+                yield number, record if whole else [f"{text}\n"]
+
+    def _misshapen(self, record: list[str]) -> str:
+        """What is wrong with a row of ``_records`` before any cell is looked at, or nothing."""
+        if record[-1].endswith("\n"):
+            return "has a quote that is not closed on its line"
+        if len(record) != len(self.names):
+            return f"has {len(record)} cells, the header has {len(self.names)}"
+        return ""
+
+    def _misshapen_error(self, line: int, record: list[str], problem: str) -> InputError:
+        hint = "each row needs as many cells as the header, on one line"
+        key = shown(",".join(record).rstrip("\n"))
+        return InputError(problem, file=self.path, line=line, key=key, hint=hint)
 
     def _unreadable(self, kinds: Mapping[str, Kind], reason: str) -> InputError:
         """The error for the first row or cell that Arrow could not parse (or, if none is found, its own words)."""
-        width = len(self.names)
         wanted = [(name, self.names.index(name), kind) for name, kind in kinds.items()]
         records = self._records()
         empty = True
         while chunk := list(islice(records, 4096)):
             empty = False
-            if all(len(record) == width for _, record in chunk) and all(
+            if not any(self._misshapen(record) for _, record in chunk) and all(
                 _parses([record[i] for _, record in chunk], kind) for _, i, kind in wanted
             ):
                 continue
             for line, record in chunk:
-                if len(record) != width:
-                    hint = "each row needs as many cells as the header"
-                    problem = f"has {len(record)} cells, the header has {width}"
-                    return InputError(problem, file=self.path, line=line, key=shown(",".join(record)), hint=hint)
+                if problem := self._misshapen(record):
+                    return self._misshapen_error(line, record, problem)
                 for name, i, kind in wanted:
                     if not _parses([record[i]], kind):
                         problem = f"{shown(record[i])} is not {kind.allowed}"
@@ -495,6 +546,21 @@ class CsvTable:
         if empty:
             return InputError("has a header but no rows", file=self.path, hint="a trace needs at least one row")
         return InputError(f"cannot be read as CSV: {shown(reason)}", file=self.path)
+
+
+class _QuoteWatch:
+    """A stream of bytes that remembers whether a quote has passed."""
+
+    closed = False
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.seen = False
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self.seen = self.seen or b'"' in data
+        return data
 
 
 class JsonLines:
@@ -727,7 +793,9 @@ def _casts(found: Any, kind: Kind) -> bool:
 
 def _cast(array: Any, kind: Kind) -> Any:
     if kind is NAME:
-        return array.cast(pa.string()).dictionary_encode()
+        names = array.cast(pa.string()).dictionary_encode()
+        names.dictionary.validate(full=True)  # nobody else looks whether the bytes are UTF-8
+        return names
     return array.cast(kind.arrow)
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from kvsim.core.trace import Ragged, Trace, TraceRows
+from kvsim.core.trace import FailedRows, Ragged, Trace, TraceRows
 from kvsim.workload.readers.dynamo import numbered
 from kvsim.workload.readers.files import head_of
 from kvsim.workload.readers.table import (
@@ -78,27 +78,35 @@ class TraceLab:
         def column(name: str, of: list[_Round] = rounds) -> Any:
             return np.array([getattr(each, name) for each in of], np.int64)
 
-        sessions, session = numbered([each.session for each in rounds])
-        models, model = numbered([each.model for each in rounds])
+        sessions, session = numbered([each.session for each in (*rounds, *failed)])
+        models, model = numbered([each.model for each in (*rounds, *failed)])
+        n = len(rounds)
         origin_ns = rounds[0].arrival_ns
         arrival_ns = column("arrival_ns") - origin_ns
         failed_ns = column("arrival_ns", failed) - origin_ns
+        elapsed_ns = column("elapsed_ns")
         return Trace(
             arrival_ns,
             column("prompt"),
             column("output"),
-            session=session,
+            session=session[:n],
             session_names=sessions,
-            think_ns=think_times(arrival_ns, session, column("elapsed_ns")),
-            model=model if models else None,
+            think_ns=think_times(arrival_ns, session[:n], elapsed_ns),
+            elapsed_ns=elapsed_ns,
+            model=model[:n] if models else None,
             model_names=models or None,
             prefix_hashes=self._prefixes(rounds),
             hash_block_tokens=self.hash_block_tokens,
             origin_ns=origin_ns,
-            rows=TraceRows(read=len(rounds) + len(failed), source_failed=len(failed)),
-            source_failed_before=np.searchsorted(arrival_ns, failed_ns, side="right"),
-            source_failed_ns=failed_ns,
-            source_failed_prompt_tokens=column("prompt", failed),
+            rows=TraceRows(read=n + len(failed), source_failed=len(failed)),
+            source_failed=FailedRows(
+                np.searchsorted(arrival_ns, failed_ns, side="right"),
+                failed_ns,
+                column("prompt", failed),
+                session=session[n:],
+                model=model[n:] if models else None,
+                elapsed_ns=column("elapsed_ns", failed),
+            ),
         )
 
     def _prefixes(self, rounds: list["_Round"]) -> Ragged:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvsim.core.trace import Ragged, Trace
+from kvsim.core.trace import FailedRows, Ragged, Trace
 from kvsim.metrics.trace_stats import describe, leading_hits, lru_hits
 from kvsim.workload.readers.prefixes import chained
 
@@ -31,8 +31,7 @@ def test_a_small_trace_by_hand() -> None:
         wait_for=Ragged(np.array([0, 0, 1]), np.array([0, 0, 1, 1, 3])),
         prefix_hashes=ragged([[1], [1, 2], [5, 6], [1, 2, 9]]),
         hash_block_tokens=16,
-        source_failed_ns=np.array([60 * 10**9]),
-        source_failed_prompt_tokens=np.array([0]),
+        source_failed=FailedRows(np.array([0]), np.array([60 * 10**9]), np.array([0])),
     )
     found = describe(trace, [1, 3])
     assert found["arrivals"] == {

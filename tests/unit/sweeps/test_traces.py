@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvsim.core.trace import Ragged, RejectedRow, Trace, TraceRows
+from kvsim.core.trace import FailedRows, Ragged, RejectedRow, Trace, TraceRows
 from kvsim.sweeps.resampling import resample
 from kvsim.sweeps.traces import SharedTraces, mapped, read_arrow, write_arrow
 from kvsim.workload import read_trace
@@ -28,17 +28,16 @@ FULL = Trace(
     prefix_hashes=ragged([0], [0], [0, 1], []),
     hash_block_tokens=20,
     rows=TraceRows(6, 1, {"too long": 1}, rejected=(RejectedRow("line 3", "arrival_s", "x", "is no number"),)),
-    source_failed_before=np.array([2]),
+    source_failed=FailedRows(np.array([2]), np.array([10**9]), np.array([0]), session=np.array([1])),
 )
-PLAIN = Trace(np.array([0]), np.array([1]), np.array([1]), wait_for=ragged([]), source_failed_ns=np.zeros(0, np.int64))
+PLAIN = Trace(np.array([0]), np.array([1]), np.array([1]), wait_for=ragged([]), elapsed_ns=np.zeros(1, np.int64))
 
 
 def same(one: Trace, other: Trace) -> None:
     for field in fields(Trace):
         a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, Ragged):
-            assert np.array_equal(a.values, b.values), field.name
-            assert np.array_equal(a.offsets, b.offsets), field.name
+        if isinstance(a, Ragged | FailedRows):
+            assert all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)), field.name
         elif isinstance(a, np.ndarray):
             assert np.array_equal(a, b), field.name
         else:

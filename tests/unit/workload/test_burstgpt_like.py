@@ -130,8 +130,8 @@ def test_as_a_trace_every_row_is_accounted_for() -> None:
     assert trace.arrival_ns[0] == 0
     assert trace.model_names == ["ChatGPT", "GPT-4"]
     assert trace.tenant_names == ["API log", "Conversation log"]
-    assert trace.source_failed_before is not None
-    assert len(trace.source_failed_before) == trace.rows.source_failed
+    assert trace.source_failed is not None
+    assert len(trace.source_failed) == trace.rows.source_failed
 
 
 @pytest.mark.parametrize(

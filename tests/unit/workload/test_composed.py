@@ -8,7 +8,7 @@ from kvsim.core.errors import InputError
 from kvsim.core.trace import Ragged, Trace
 from kvsim.workload.generate import composed
 from kvsim.workload.generate import distributions as d
-from kvsim.workload.generate.arrivals import AtOnce, ClosedLoop, Deterministic, Gamma, Poisson
+from kvsim.workload.generate.arrivals import AtOnce, ClosedLoop, Deterministic, Diurnal, Gamma, Poisson, Spike
 from kvsim.workload.generate.lengths import Independent
 from kvsim.workload.generate.prefixes import RagChunks, Shared, SystemPrompts, name_blocks
 from kvsim.workload.generate.sessions import AgentChains, Chat
@@ -42,6 +42,18 @@ def assert_chained(blocks: Ragged) -> None:
 
 
 # ---- without sessions
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_configured_times_are_those_of_the_trace(seed: int) -> None:
+    """Also where the first request of a process would have come late: the clock starts with it."""
+    spike = composed(Spike(0.005, factor=2000, at_s=1000, for_s=60), TEN, requests=300, seed=seed)
+    many = np.flatnonzero(np.diff(spike.arrival_ns) < 2 * 10**9)
+    assert spike.arrival_ns[many[0]] / 1e9 == pytest.approx(1000, abs=2)
+    at_nine = composed(Diurnal(0.001, profile=(1.0,) * 24, start_hour=9), TEN, requests=5, seed=seed)
+    assert at_nine.origin_ns == 9 * 3600 * 10**9
+    nights = composed(Diurnal(1.0, profile=(0.0,) * 6 + (1.0,) * 18), TEN, requests=50, seed=seed)
+    assert nights.origin_ns == 6 * 3600 * 10**9
 
 
 def test_parts_are_drawn_apart() -> None:

@@ -1,7 +1,10 @@
 """Downloads from a local server: checked, gone on with, and refused with a reason."""
 
 import hashlib
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,8 +18,13 @@ BODY = b"arrival_s,prompt_tokens,output_tokens\n" + b"0,1,1\n" * 500_000
 SHA256 = hashlib.sha256(BODY).hexdigest()
 
 
+ETAG = '"v1"'
+PAGES = {"login.html": b"<html>\n<body>Log in</body>\n", "empty.csv": b""}
+
+
 class Handler(BaseHTTPRequestHandler):
-    """``/t.csv`` knows ranges, ``/plain.csv`` does not, ``/short.csv`` hangs up half way the first time."""
+    """``/t.csv`` knows ranges, ``/plain.csv`` does not, ``/short.csv`` hangs up half way the first time, and
+    ``/tagged.csv`` has an ETag and does that too."""
 
     asked: list[tuple[str, str | None]] = []  # noqa: RUF012
 
@@ -27,21 +35,29 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path.rpartition("/")[2]
         if name == "pointer.csv":
             body = b"version https://git-lfs.github.com/spec/v1\noid sha256:4b\n"
-        elif name in ("t.csv", "plain.csv", "short.csv"):
+        elif name in ("t.csv", "plain.csv", "short.csv", "tagged.csv"):
             body = BODY
+        elif name in PAGES:
+            body = PAGES[name]
         else:
             self.send_error(404)
             return
+        if name == "tagged.csv" and self.headers.get("If-Range") != ETAG:
+            wanted = None
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and name != "plain.csv" else 0
-        if start >= len(body):
-            self.send_error(416)
+        if start and start >= len(body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            self.end_headers()
             return
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if name == "tagged.csv":
+            self.send_header("ETag", ETAG)
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
-        stop = len(body) // 2 if name == "short.csv" and first_time else len(body)
+        stop = len(body) // 2 if name in ("short.csv", "tagged.csv") and first_time else len(body)
         self.wfile.write(body[start:stop])
 
     def log_message(self, format: str, *args: object) -> None:
@@ -86,6 +102,53 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server: str, tmp_path:
     assert Handler.asked == [("/short.csv", None), ("/short.csv", f"bytes={len(BODY) // 2}-")]
 
 
+def test_a_file_without_a_checksum_goes_on_only_as_the_same_version(server: str, tmp_path: Path) -> None:
+    sources = source(server, "tagged.csv", None)
+    with pytest.raises(InputError, match="the connection ended after"):
+        fetch("x", tmp_path, sources=sources)
+    assert fetch("x", tmp_path, sources=sources).read_bytes() == BODY
+    assert Handler.asked == [("/tagged.csv", None), ("/tagged.csv", f"bytes={len(BODY) // 2}-")]
+    assert [file.name for file in tmp_path.iterdir()] == ["tagged.csv"]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "plain.csv", "tagged.csv"])
+@pytest.mark.parametrize("foreign", [b"something else\n" * 1_000, b"x" * 4_000_000])
+@pytest.mark.parametrize("version", [None, "", ETAG, '"v0"'])
+def test_what_another_program_left_is_not_taken_for_a_beginning(
+    name: str, foreign: bytes, version: str | None, server: str, tmp_path: Path
+) -> None:
+    """Of a version that the server no longer has, and what is longer than the file; no checksum would tell."""
+    if version == ETAG and len(foreign) < len(BODY):
+        return  # it says that it is the same file
+    part = tmp_path / f"{name}.part"
+    part.write_bytes(foreign)
+    if version is not None:
+        part.with_name(f"{part.name}.version").write_text(version)
+    Handler.asked.append((f"/{name}", None))  # not the first time
+    if name == "t.csv" and version and len(foreign) < len(BODY):
+        return  # a server that ignores If-Range
+    assert fetch("x", tmp_path, sources=source(server, name, None)).read_bytes() == BODY
+
+
+def test_a_reset_connection_keeps_what_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            connection.recv(10_000)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 70_000)
+            time.sleep(0.3)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()  # with a reset
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(InputError, match="cannot be fetched: Connection reset by peer; try again: what has arr"):
+            fetch("x", tmp_path, sources=source(address, "t.csv"))
+    assert (tmp_path / "t.csv.part").stat().st_size == 70_000
+
+
 @pytest.mark.parametrize("name", ["t.csv", "plain.csv"])
 @pytest.mark.parametrize("kept", [b"", BODY[:10], BODY])
 def test_what_is_there_is_used_if_the_server_can(name: str, kept: bytes, server: str, tmp_path: Path) -> None:
@@ -96,7 +159,9 @@ def test_what_is_there_is_used_if_the_server_can(name: str, kept: bytes, server:
 @pytest.mark.parametrize(
     ("name", "sha256", "message"),
     [
-        ("none.csv", None, "cannot be fetched: Not Found; is the network there"),
+        ("none.csv", None, "the server answers 404 Not Found; name another place with --url"),
+        ("login.html", None, "is no trace: header '<html>' is of no known trace format; name another place"),
+        ("empty.csv", None, "is no trace: is empty; name another place"),
         ("pointer.csv", None, "serves a Git LFS pointer, not the trace itself; name another place with --url"),
         ("t.csv", "0" * 64, f"has another checksum: SHA-256 is {SHA256}, expected {'0' * 64}; the file was changed"),
     ],

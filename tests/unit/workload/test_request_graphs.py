@@ -59,8 +59,8 @@ def test_agents_wait_for_what_made_them_and_are_joined(tmp_path: Path) -> None:
     assert lists(trace.wait_for) == [[], [], [1], [0], [0], [3], [0, 5], [4, 6]]
     assert (trace.think_ns // SECOND).tolist() == [0, 0, 0, 1, 2, 1, 5, 5]
     assert trace.rows == TraceRows(read=9, source_failed=1)
-    assert trace.source_failed_ns is not None
-    assert trace.source_failed_ns.tolist() == [12 * SECOND]
+    assert trace.source_failed is not None
+    assert trace.source_failed.arrival_ns.tolist() == [12 * SECOND]
     assert trace.hash_block_tokens == 64
     blocks = lists(trace.prefix_hashes)
     assert [len(row) for row in blocks] == [2, 0, 1, 1, 1, 2, 3, 4]
@@ -213,7 +213,7 @@ def test_selected_rows_keep_their_lists_and_the_waits_that_are_left() -> None:
     )
     chosen = trace.select(np.array([True, False, True, True]))
     assert chosen.output_tokens.tolist() == [1, 3, 4]
-    assert lists(chosen.wait_for) == [[], [0], [1]]
+    assert lists(chosen.wait_for) == [[], [0], [0, 1]]
     assert lists(chosen.prefix_hashes) == [[0, 1], [0], [2]]
     assert lists(limit(trace, 2).wait_for) == [[], [0]]
     with pytest.raises(ValueError, match="positions must increase"):

@@ -1,6 +1,7 @@
 """Transforms: what changes, what does not, and rows that still add up."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import Ragged, Trace, TraceRows
-from kvsim.workload import limit, rate_scale
+from kvsim.core.trace import FailedRows, Ragged, Trace, TraceRows, waits_among
+from kvsim.testing.readers import trace_fault
+from kvsim.workload import limit, rate_scale, read_trace
 from kvsim.workload.generate import burstgpt_like, composed
 from kvsim.workload.generate import distributions as d
 from kvsim.workload.generate.arrivals import Gamma, Poisson
@@ -30,6 +32,13 @@ from kvsim.workload.transforms import (
     thin,
     window,
 )
+from kvsim.workload.writers import write_canonical
+from tests.unit.workload.equal_traces import same
+
+
+def failed_rows(before: list[int]) -> FailedRows:
+    places = np.sort(np.array(before, np.int64))
+    return FailedRows(places, places * 10**9, np.zeros_like(places))
 
 
 def trace_of(n: int, **extra: object) -> Trace:
@@ -45,7 +54,7 @@ def test_limit_cuts_every_column_and_counts_only_rows_up_to_the_last_kept() -> N
         priority=np.array([5, 4, 3, 2, 1]),
         session_names=["a", "b"],
         rows=TraceRows(read=9, source_failed=4),
-        source_failed_before=np.array([0, 2, 3, 5]),
+        source_failed=failed_rows([0, 2, 3, 5]),
     )
     cut = limit(trace, 3)
     assert cut.arrival_ns.tolist() == [0, 10**9, 2 * 10**9]
@@ -67,7 +76,7 @@ def test_limit_keeps_what_it_cannot_place_in_the_count() -> None:
 @given(st.lists(st.integers(0, 12), max_size=8), st.integers(1, 15))
 def test_limited_rows_add_up(failed_before: list[int], n: int) -> None:
     rows = TraceRows(read=12 + len(failed_before), source_failed=len(failed_before))
-    cut = limit(trace_of(12, rows=rows, source_failed_before=np.sort(np.array(failed_before, np.int64))), n)
+    cut = limit(trace_of(12, rows=rows, source_failed=failed_rows(failed_before)), n)
     assert cut.rows is not None
     assert cut.rows.replayed == len(cut) == min(n, 12)
     assert limit(cut, n) is cut
@@ -113,9 +122,13 @@ def full_trace() -> Trace:
         tenant=np.arange(n) % 4 - 1,
         tenant_names=["a", "b", "c"],
         rows=TraceRows(read=n + 45, source_failed=40, dropped={"odd": 5}),
-        source_failed_before=failed,
-        source_failed_ns=np.append(trace.arrival_ns, trace.arrival_ns[-1])[failed],
-        source_failed_prompt_tokens=failed + 1,
+        source_failed=FailedRows(
+            failed,
+            np.append(trace.arrival_ns, trace.arrival_ns[-1])[failed],
+            failed + 1,
+            session=failed % 9 - 1,
+            tenant=failed % 3,
+        ),
     )
 
 
@@ -137,15 +150,15 @@ def test_what_leaves_rows_out_counts_them_and_cuts_every_column(name: str) -> No
     assert 0 < len(cut) < len(trace)
     assert cut.rows is not None
     assert cut.rows.read == 645
-    assert cut.rows.source_failed == 40
-    assert cut.rows.dropped == {"odd": 5, reason: len(trace) - len(cut)}
+    failed = cut.rows.source_failed
+    assert 0 < failed <= 40
+    assert cut.rows.dropped == {"odd": 5, reason: len(trace) - len(cut) + 40 - failed}
     assert cut.rows.replayed == len(cut)
     assert cut.arrival_ns[0] == 0
     for column in ("session", "think_ns", "priority", "tenant", "images", "wait_for", "prefix_hashes"):
         assert len(getattr(cut, column)) == len(cut)
-    assert cut.source_failed_before is not None
-    assert len(cut.source_failed_before) == 40
-    assert int(cut.source_failed_before.max()) <= len(cut)
+    assert cut.source_failed is not None
+    assert len(cut.source_failed) == failed
     assert change(trace).arrival_ns.tolist() == cut.arrival_ns.tolist()
 
 
@@ -328,9 +341,9 @@ def test_a_repeated_trace_counts_every_time() -> None:
     assert len(np.unique(thrice.session)) == 3 * len(np.unique(trace.session))
     assert thrice.wait_for is not None
     assert (thrice.wait_for.values < thrice.wait_for.rows).all()
-    assert thrice.source_failed_before is not None
-    assert trace.source_failed_before is not None
-    assert thrice.source_failed_before[:40].tolist() == trace.source_failed_before.tolist()
+    assert thrice.source_failed is not None
+    assert trace.source_failed is not None
+    assert thrice.source_failed.before[:40].tolist() == trace.source_failed.before.tolist()
     assert repeat(trace, 1) is trace
 
 
@@ -340,7 +353,7 @@ def test_merged_traces_keep_apart_what_is_apart() -> None:
         trace_of(3, tenant=np.array([0, 0, 0]), tenant_names=["y"], priority=np.array([7, 7, 7])),
         arrival_ns=np.array([0, 5, 20]) * 10**8,
         rows=TraceRows(read=5, source_failed=1, dropped={"odd": 1}),
-        source_failed_before=np.array([3]),
+        source_failed=dataclasses.replace(failed_rows([3]), arrival_ns=np.array([2 * 10**9])),
     )
     both = merge(one, two)
     assert (both.arrival_ns / 1e8).tolist() == [0, 0, 5, 10, 20, 20]
@@ -353,8 +366,8 @@ def test_merged_traces_keep_apart_what_is_apart() -> None:
     assert both.priority is not None
     assert both.priority.tolist() == [0, 7, 7, 0, 0, 7]
     assert both.rows == TraceRows(read=8, source_failed=1, dropped={"odd": 1})
-    assert both.source_failed_before is not None
-    assert both.source_failed_before.tolist() == [6]
+    assert both.source_failed is not None
+    assert both.source_failed.before.tolist() == [6]
     assert merge(one) is one
 
 
@@ -433,4 +446,104 @@ def test_any_chain_of_transforms_keeps_the_counts_adding_up(data: st.DataObject)
         assert trace.rows is not None
         assert trace.rows.replayed == len(trace)
         assert trace.arrival_ns[0] == 0
-        assert (trace.source_failed_before is None) or int(trace.source_failed_before.max()) <= len(trace)
+        assert trace.rows.source_failed == len(trace.source_failed or ())
+
+
+CHAINS = {
+    **{name: change for name, (change, _) in LEAVE_OUT.items()},
+    "limit": lambda t: limit(t, 200),
+    "repeat": lambda t: repeat(t, 2, pause_s=3),
+    "merge": lambda t: merge(t, t, burst()),
+    "resample": resample,
+    "spread": lambda t: spread_ties(t, 1.0),
+    "spread to the next": spread_ties,
+    "scale": lambda t: rate_scale(t, 1 / 3),
+    "remap": lambda t: remap(t, "tenant", (("*", "one"),)),
+}
+
+
+def burst() -> Trace:
+    """Whole seconds with many ties, and rows that failed."""
+    return burstgpt_like(1, rows=500, start_day=9, seed=0)
+
+
+def small() -> Trace:
+    return limit(full_trace(), 100)
+
+
+@pytest.mark.parametrize("start", [small, burst])
+@pytest.mark.parametrize("first", CHAINS)
+def test_what_any_two_transforms_make_is_written_and_read_again(
+    tmp_path: Path, start: Callable[[], Trace], first: str
+) -> None:
+    try:
+        once = CHAINS[first](start())
+    except InputError:  # nothing left
+        return
+    for second in CHAINS.values():
+        try:
+            trace = second(once)
+        except InputError:
+            continue
+        write_canonical(trace, tmp_path / "t.parquet")
+        same(trace, read_trace(tmp_path / "t.parquet"))
+
+
+def test_a_row_comes_after_what_those_left_out_waited_for() -> None:
+    waits = Ragged(np.array([0, 1, 0, 2, 3, 4]), np.array([0, 0, 1, 2, 3, 5, 6]))  # 0 <- 1 <- 2; 0 <- 3; 2, 3 <- 4 <- 5
+    trace = dataclasses.replace(trace_of(6), wait_for=waits)
+    without = {1: [[], [0], [0], [1, 2], [3]], 3: [[], [0], [1], [0, 2], [3]], 4: [[], [0], [1], [0], [2, 3]]}
+    for row, expected in without.items():
+        cut = trace.select(np.delete(np.arange(6), row))
+        assert cut.wait_for is not None
+        assert [cut.wait_for.row(i).tolist() for i in range(5)] == expected
+    alone = trace.select(np.array([5]))
+    assert alone.wait_for is not None
+    assert alone.wait_for.counts.tolist() == [0]
+
+
+@given(st.data())
+def test_who_waits_for_whom_at_any_distance_stays(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 12))
+    waits = [sorted(data.draw(st.sets(st.integers(0, i - 1), max_size=3))) if i else [] for i in range(n)]
+    kept = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1))))
+
+    def earlier(waits: list[list[int]]) -> list[set[int]]:
+        found: list[set[int]] = []
+        for own in waits:
+            found.append(set(own).union(*(found[each] for each in own)))
+        return found
+
+    column = Ragged(np.array([each for own in waits for each in own], np.int64), np.cumsum([0, *map(len, waits)]))
+    cut = waits_among(column, kept)
+    whole, now = earlier(waits), earlier([cut.row(i).tolist() for i in range(len(kept))])
+    for i, row in enumerate(kept.tolist()):
+        assert {int(kept[each]) for each in now[i]} == whole[row] & {*kept.tolist()}
+
+
+def test_rows_that_failed_are_cut_with_those_around_them() -> None:
+    trace = dataclasses.replace(
+        trace_of(10, tenant=np.arange(10) % 2, tenant_names=["a", "b"]),
+        rows=TraceRows(read=14, source_failed=4),
+        source_failed=FailedRows(
+            *(np.array([1, 4, 6, 10]), np.array([1, 4, 6, 10]) * 10**9 - 10**8, np.array([0, 0, 50, 0])),
+            tenant=np.array([0, 0, 1, 1]),
+        ),
+    )
+
+    def left(cut: Trace) -> list[int]:
+        assert cut.source_failed is not None
+        assert cut.rows is not None
+        assert cut.rows.source_failed == len(cut.source_failed)
+        assert trace_fault(cut) is None
+        return cut.source_failed.before.tolist()
+
+    assert left(window(trace, 3.0, 6.0)) == [1, 3]  # at 3.9 and 5.9, behind 3 and 5
+    assert left(row_range(trace, 4, 6)) == []
+    assert left(row_range(trace, 0, 7)) == left(limit(trace, 7)) == [1, 4, 6]
+    assert left(keep_rows(trace, "tenant", among=("b",))) == [3, 5]
+    assert left(keep_rows(trace, "output_tokens", least=13)) == []
+    assert left(fit_context(trace, 40)) == [1, 4, 10]
+    many = trace.source_failed.select(np.repeat(np.arange(4), 250))  # type: ignore[union-attr]
+    thinned = thin(dataclasses.replace(trace, source_failed=many, rows=TraceRows(1010, 1000)), 0.3)
+    assert 250 < len(left(thinned)) < 350
