@@ -24,13 +24,14 @@ from kvsim.engine.link import Flow, SharedLink
 from kvsim.engine.pace import DecodePace
 from kvsim.engine.recorder import Recorder, RequestColumns, TimelineSamples, join_timelines
 from kvsim.engine.replica import Replica
+from kvsim.engine.sending import Followers
 from kvsim.engine.state import ReplicaState
 from kvsim.engine.steps import Steps
 
 SEND, OFFER, TIMEOUT = range(3)
 
-REASONS = ("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeout", "horizon", "not_sent", "stuck")
-_PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK = range(1, 7)
+REASONS = ("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeout", "horizon", "not_sent", "stuck", "deadline")
+_PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK, _DEADLINE = range(1, 8)
 
 _READ_AHEAD = 4096
 _TIMELINE_ROWS, _FEWEST_INSTANTS = 8_000, 250
@@ -133,10 +134,13 @@ class Simulation:
         self._on_agenda_calls = [self._on_agenda]
         self._on_replica_calls = [self._on_replica]
         # sending
-        self._next_turn = _next_turns(trace) if options.closed_sessions else None
-        self._first_turns: Sequence[int] | NDArray[np.int64] = range(n)
-        if self._next_turn is not None:
-            self._first_turns = _first_turns(trace)
+        self._followers = Followers(trace) if options.closed_sessions else None
+        think_ns = np.zeros(n, np.int64) if trace.think_ns is None else trace.think_ns
+        self._think_ns = memoryview(think_ns)
+        self._deadline_ns = trace.deadline_ns if options.give_up_at_deadline else None
+        self._first_rows: Sequence[int] | NDArray[np.int64] = range(n)
+        if self._followers:
+            self._first_rows = self._followers.first_rows
         self._read_rows = 0
         self._rows: list[tuple[int, int, int, int]] = []
         self._rows_at = 0
@@ -177,7 +181,7 @@ class Simulation:
             pace = DecodePace(pool.cost.steps_s)
             self._paces.append(pace)
             ahead = bool(getattr(pool.scheduler, "async_scheduling", False))
-            if ahead and (pool.role != "mixed" or options.client_timeout_ns is not None):
+            if ahead and (pool.role != "mixed" or options.clients_give_up):
                 raise ValueError("asynchronous scheduling is modelled in mixed pools and without client timeouts only")
             if pool.host:
                 _check_host(pool)
@@ -201,7 +205,7 @@ class Simulation:
                     or limited
                     or options.closed_sessions
                     or options.max_concurrency is not None
-                    or options.client_timeout_ns is not None
+                    or options.clients_give_up
                 )
                 self.replicas.append(replica)
                 self._samples.append(samples)
@@ -324,10 +328,10 @@ class Simulation:
     def _read_ahead(self) -> None:
         """Take the next rows out of their columns in one go: elements one by one cost ten times as much."""
         first, last = self._read_rows, self._read_rows + _READ_AHEAD
-        rows = self._first_turns[first:last]
+        rows = self._first_rows[first:last]
         self._read_rows += len(rows)
         trace = self._trace
-        if self._next_turn is None:
+        if self._followers is None:
             columns = trace.arrival_ns[first:last], trace.prompt_tokens[first:last], trace.output_tokens[first:last]
         else:
             columns = trace.arrival_ns[rows], trace.prompt_tokens[rows], trace.output_tokens[rows]
@@ -390,7 +394,8 @@ class Simulation:
         if self._has_more:
             self._complete(request)
         if self._dynamic:
-            request.watched = self._options.max_concurrency is not None or self._has_next_turn(i)
+            followed = self._followers is not None and self._followers.has(i)
+            request.watched = followed or self._options.max_concurrency is not None
         replica = self._only_replica or self._pools[0].route(request, now)
         self._replica_column[i] = replica.id
         request.replica = replica
@@ -402,9 +407,9 @@ class Simulation:
                 replica.watchers += request.watched
             if replica.watchers:
                 self._watch(replica, now)
-            timeout_ns = self._options.client_timeout_ns
-            if timeout_ns is not None:
-                self._push(now + timeout_ns, i, TIMEOUT, request)
+            patience_ns = self._patience_ns(i)
+            if patience_ns is not None:
+                self._push(now + patience_ns, i, TIMEOUT, request)
 
     def _send_ahead(self) -> None:
         """Nobody looks at a replica between arrivals: put a batch of them into the inboxes, each with its time."""
@@ -466,8 +471,12 @@ class Simulation:
                 return False
         return True
 
-    def _has_next_turn(self, i: int) -> bool:
-        return self._next_turn is not None and self._next_turn[i] >= 0
+    def _patience_ns(self, i: int) -> int | None:
+        """So long after it was sent the client of a row gives up; None: never."""
+        timeout_ns = self._options.client_timeout_ns
+        if self._deadline_ns is None or (deadline_ns := int(self._deadline_ns[i])) < 0:
+            return timeout_ns
+        return deadline_ns if timeout_ns is None or deadline_ns < timeout_ns else timeout_ns
 
     def _reject(self, i: int, reason: int, now: int) -> None:
         columns = self._recorder.columns
@@ -492,9 +501,9 @@ class Simulation:
                 _, following = heappop(self._client_queue)
                 self._in_flight += 1
                 self._push(now, following, SEND, None)
-        if self._next_turn is not None and (turn := int(self._next_turn[i])) >= 0:
-            think_ns = self._trace.think_ns
-            self._push(now + (0 if think_ns is None else int(think_ns[turn])), turn, SEND, None)
+        if self._followers:
+            for row in self._followers.released(i):
+                self._push(now + self._think_ns[row], row, SEND, None)
 
     def _abandon(self, request: Request, now: int) -> None:
         replica: Replica = request.replica  # type: ignore[assignment]
@@ -503,7 +512,8 @@ class Simulation:
             return
         columns = self._recorder.columns
         columns.status[request.id] = ABANDONED
-        columns.reason[request.id] = _CLIENT_TIMEOUT
+        at_deadline = self._deadline_ns is not None and now - request.arrival_ns == self._deadline_ns[request.id]
+        columns.reason[request.id] = _DEADLINE if at_deadline else _CLIENT_TIMEOUT
         columns.finish_ns[request.id] = now
         if request.state in (OFFERED, SENDING):
             columns.generated_tokens[request.id] = 1
@@ -766,22 +776,3 @@ def _check_host(pool: Pool) -> None:
     ):
         if refused:
             raise ValueError(f"swapping to host memory does not go with {with_what}")
-
-
-def _next_turns(trace: Trace) -> NDArray[np.int64]:
-    """Row of the next turn of the same session, or -1, shape (n,)."""
-    following = np.full(len(trace), -1, np.int64)
-    if trace.session is not None:
-        order = np.argsort(trace.session, kind="stable")
-        session = trace.session[order]
-        same = (session[1:] == session[:-1]) & (session[1:] >= 0)
-        following[order[:-1][same]] = order[1:][same]
-    return following
-
-
-def _first_turns(trace: Trace) -> NDArray[np.int64]:
-    """Rows that no earlier turn leads to, in order."""
-    later = _next_turns(trace)
-    is_first = np.ones(len(trace), bool)
-    is_first[later[later >= 0]] = False
-    return np.flatnonzero(is_first)
