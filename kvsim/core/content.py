@@ -137,14 +137,14 @@ class Contents:
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._rows_of: dict[int, int] | None = None
-        self._shared_ids = _view(np.zeros(len(trace), np.int64))
+        self._shared_ids = view(np.zeros(len(trace), np.int64))
         if trace.segments is not None:
             self._rows_of = _rows_by_stream(trace)
         elif trace.prefix_hashes is not None and trace.hash_block_tokens is not None:
             ids, offsets = trace.prefix_hashes.values, trace.prefix_hashes.offsets
             often = np.bincount(ids) > 1 if len(ids) else np.empty(0, bool)
-            self._shared_ids = _view(_leading(often[ids], offsets))
-            self._ids, self._offsets = _view(ids), _view(offsets)
+            self._shared_ids = view(_leading(often[ids], offsets))
+            self._ids, self._offsets = view(ids), view(offsets)
             self._size = trace.hash_block_tokens
 
     def __bool__(self) -> bool:
@@ -196,6 +196,6 @@ def _leading(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np
     return leading
 
 
-def _view(column: NDArray[np.int64]) -> memoryview[int]:
+def view(column: NDArray[np.int64]) -> memoryview[int]:
     """Elements one by one, three times as fast."""
     return memoryview(np.ascontiguousarray(column, np.int64))  # type: ignore[arg-type]

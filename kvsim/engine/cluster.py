@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simpy.events import Event
 
 from kvsim.core.cluster import QUEUE_LIMITS, Cluster, Pool, RunOptions
-from kvsim.core.content import Contents
+from kvsim.core.content import Contents, view
 from kvsim.core.request import ENDED, OFFERED, SENDING, Request
 from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
 from kvsim.core.trace import Trace
@@ -30,7 +30,10 @@ from kvsim.engine.steps import Steps
 
 SEND, OFFER, TIMEOUT = range(3)
 
-REASONS = ("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeout", "horizon", "not_sent", "stuck", "deadline")
+REASONS = (
+    *("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeout", "horizon", "not_sent", "stuck"),
+    "deadline",
+)
 _PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK, _DEADLINE = range(1, 8)
 
 _READ_AHEAD = 4096
@@ -135,12 +138,12 @@ class Simulation:
         self._on_replica_calls = [self._on_replica]
         # sending
         self._followers = Followers(trace) if options.closed_sessions else None
-        think_ns = np.zeros(n, np.int64) if trace.think_ns is None else trace.think_ns
-        self._think_ns = memoryview(think_ns)
+        self._think_ns = view(np.zeros(n, np.int64) if trace.think_ns is None else trace.think_ns)
         self._deadline_ns = trace.deadline_ns if options.give_up_at_deadline else None
         self._first_rows: Sequence[int] | NDArray[np.int64] = range(n)
         if self._followers:
             self._first_rows = self._followers.first_rows
+        self._row_columns = view(trace.arrival_ns), view(trace.prompt_tokens), view(trace.output_tokens)
         self._read_rows = 0
         self._rows: list[tuple[int, int, int, int]] = []
         self._rows_at = 0
@@ -322,8 +325,8 @@ class Simulation:
             self._abandon(request, now)
 
     def _row(self, i: int) -> tuple[int, int, int, int]:
-        trace = self._trace
-        return i, int(trace.arrival_ns[i]), int(trace.prompt_tokens[i]), int(trace.output_tokens[i])
+        arrival_ns, prompt_tokens, output_tokens = self._row_columns
+        return i, arrival_ns[i], prompt_tokens[i], output_tokens[i]
 
     def _read_ahead(self) -> None:
         """Take the next rows out of their columns in one go: elements one by one cost ten times as much."""

@@ -127,6 +127,8 @@ def _headline(summary: Mapping[str, Any]) -> list[str]:
         ]
         for name, share in summary["slo_attainment_by_metric"].items():
             rows.append(_row(f"  {name} <= {summary['kvsim']['slo'][name]:g} ms (%)", _percent(share)))
+    if summary["kvsim"]["deadline_attainment"] is not None:
+        rows.append(_row("Deadlines kept (%)", _percent(summary["kvsim"]["deadline_attainment"])))
     return [
         *rows,
         _row("Output token throughput (tok/s)", summary["output_throughput"]),
