@@ -206,6 +206,8 @@ class Trace:
             raise ValueError("arrival_ns must start at or after 0 and must not decrease")
         if n and (int(self.prompt_tokens.min()) < 1 or int(self.output_tokens.min()) < 1):
             raise ValueError("prompt_tokens and output_tokens must be at least 1")
+        if self.think_ns is not None and int(self.think_ns.min(initial=0)) < 0:
+            raise ValueError("think_ns must not be negative")
         if self.wait_for is not None:
             waits = self.wait_for.values
             if bool(((waits < 0) | (waits >= self.wait_for.rows)).any()):

@@ -37,6 +37,8 @@ REASONS = (
 _PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK, _DEADLINE = range(1, 8)
 
 _READ_AHEAD = 4096
+_REPORTS_EVERY = 512
+"""Requests between two reports of progress in a closed loop, where reading ahead says nothing about sending."""
 _TIMELINE_ROWS, _FEWEST_INSTANTS = 8_000, 250
 
 
@@ -379,6 +381,8 @@ class Simulation:
     def _send(self, row: tuple[int, int, int, int], now: int) -> None:
         i, _, prompt_tokens, output_tokens = row
         self._sent += 1
+        if self._dynamic and not self._sent % _REPORTS_EVERY and self._options.progress:
+            self._options.progress(self._sent)
         longest = self._max_model_len - prompt_tokens
         if longest < output_tokens:
             if longest <= 0:
