@@ -493,7 +493,7 @@ def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], all
         raise source.error(
             "closed sessions need a trace that has sessions",
             ("workload", "sessions"),
-            "columns session_id and think_s, or sessions: open",
+            "columns session_id and think_s, or wait_for; or sessions: open",
         )
     if workload.deadlines == "give_up" and trace.deadline_ns is None:
         raise source.error(
@@ -633,4 +633,5 @@ def _trace_notes(scenario: Scenario, trace: Trace) -> Iterator[str]:
         early = f"{scenario.engine.frontend_s * 1e3:g} ms before"
         yield f"frontend_s: with max_concurrency a request is sent {early} the one whose place it takes has ended"
     if trace.images is not None and trace.images.any():
-        yield f"{int((trace.images > 0).sum())} requests have images: encoding them is not modelled"
+        pictured = int((trace.images > 0).sum())
+        yield f"{pictured} requests have images: their tokens are part of the prompt, encoding them takes no time here"
