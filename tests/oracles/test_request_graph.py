@@ -93,7 +93,7 @@ def test_made_agents() -> None:
 
 
 def test_recorded_agents(shared_data: Path) -> None:
-    """Nineteen sessions of kv-cache-tester as they are, three of them with sub-agents: prompts of up to 400k tokens."""
+    """Nineteen sessions of kv-cache-tester as they are, three of them with sub-agents: prompts of up to 838k tokens."""
     trace = read_trace(shared_data / "traces" / "kv_cache_tester" / "samples")
     assert trace.wait_for is not None
     assert (trace.wait_for.counts > 1).any()
