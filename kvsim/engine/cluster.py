@@ -140,7 +140,6 @@ class Simulation:
         self._on_replica_calls = [self._on_replica]
         # sending
         self._followers = Followers(trace) if options.closed_sessions else None
-        self._think_ns = view(np.zeros(n, np.int64) if trace.think_ns is None else trace.think_ns)
         self._deadline_ns = trace.deadline_ns if options.give_up_at_deadline else None
         self._first_rows: Sequence[int] | NDArray[np.int64] = range(n)
         if self._followers:
@@ -510,7 +509,7 @@ class Simulation:
                 self._push(now, following, SEND, None)
         if self._followers:
             for row in self._followers.released(i):
-                self._push(now + self._think_ns[row], row, SEND, None)
+                self._push(now + self._followers.think_ns[row], row, SEND, None)
 
     def _abandon(self, request: Request, now: int) -> None:
         replica: Replica = request.replica  # type: ignore[assignment]

@@ -12,15 +12,17 @@ from kvsim.core.trace import Ragged, Trace
 class Followers:
     """Which rows wait for an end: counts of the ends that each still waits for, and the rows that each end is for.
 
-    ``first_rows`` (m,), in order, wait for nobody. Takes 16 bytes per row and 8 per wait.
+    ``first_rows`` (m,), in order, wait for nobody; ``think_ns`` (n,) is every row's pause after the last end that it
+    waits for. Takes 16 bytes per row and 8 per wait.
     """
 
-    __slots__ = ("_first", "_rows", "_waiting", "first_rows")
+    __slots__ = ("_first", "_rows", "_waiting", "first_rows", "think_ns")
 
     def __init__(self, trace: Trace) -> None:
         waits = _turns(trace) if trace.wait_for is None else trace.wait_for
         awaited = np.bincount(waits.values, minlength=len(trace))
         self.first_rows: NDArray[np.int64] = np.flatnonzero(waits.counts == 0)
+        self.think_ns = view(np.zeros(len(trace), np.int64) if trace.think_ns is None else trace.think_ns)
         self._waiting = view(waits.counts)
         self._rows = view(waits.rows[np.argsort(waits.values, kind="stable")])
         self._first = view(np.concatenate(([0], np.cumsum(awaited))))
