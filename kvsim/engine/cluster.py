@@ -140,6 +140,7 @@ class Simulation:
         self._on_replica_calls = [self._on_replica]
         # sending
         self._followers = Followers(trace) if options.closed_sessions else None
+        self._clients_give_up = options.clients_give_up
         self._deadline_ns = trace.deadline_ns if options.give_up_at_deadline else None
         self._first_rows: Sequence[int] | NDArray[np.int64] = range(n)
         if self._followers:
@@ -400,8 +401,9 @@ class Simulation:
         if self._has_more:
             self._complete(request)
         if self._dynamic:
-            followed = self._followers is not None and self._followers.has(i)
-            request.watched = followed or self._options.max_concurrency is not None
+            request.watched = self._options.max_concurrency is not None or bool(
+                self._followers and self._followers.has(i)
+            )
         replica = self._only_replica or self._pools[0].route(request, now)
         self._replica_column[i] = replica.id
         request.replica = replica
@@ -413,8 +415,7 @@ class Simulation:
                 replica.watchers += request.watched
             if replica.watchers:
                 self._watch(replica, now)
-            patience_ns = self._patience_ns(i)
-            if patience_ns is not None:
+            if self._clients_give_up and (patience_ns := self._patience_ns(i)) is not None:
                 self._push(now + patience_ns, i, TIMEOUT, request)
 
     def _send_ahead(self) -> None:
