@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kvsim import __version__
+from kvsim.core.cluster import RunOptions
 from kvsim.core.errors import InputError
 from kvsim.core.runlog import NEVER, RunLog
 from kvsim.core.trace import Trace
@@ -90,9 +91,9 @@ def execute(
     Raises InputError for a folder or file that cannot be written.
     """
     out_dir = None if out is None else prepare_output(out, overwrite)
-    options = replace(resolved.options, check_laws=check_laws, progress=progress)
     frontend_ns = round(resolved.scenario.engine.frontend_s * 1e9)
-    trace = _behind(resolved.trace, frontend_ns)
+    options = replace(resolved.options, check_laws=check_laws, progress=progress)
+    trace, options = _behind(resolved.trace, options, frontend_ns)
     started_s = time.perf_counter()
     if decisions is None:
         log = simulate(trace, resolved.cluster, options)
@@ -131,12 +132,21 @@ def execute(
     return Outcome(result, laws)
 
 
-def _behind(trace: Trace, frontend_ns: int) -> Trace:
-    """The requests as they come out of a frontend that takes so long; a turn that follows another one, too."""
+def _behind(trace: Trace, options: RunOptions, frontend_ns: int) -> tuple[Trace, RunOptions]:
+    """The requests as they come out of a frontend that takes so long: later, and with less of their time left.
+
+    A turn that follows another one, too.
+    """
     if not frontend_ns:
-        return trace
+        return trace, options
     think_ns = (np.zeros_like(trace.arrival_ns) if trace.think_ns is None else trace.think_ns) + frontend_ns
-    return replace(trace, arrival_ns=trace.arrival_ns + frontend_ns, think_ns=think_ns)
+    deadline_ns, timeout_ns = trace.deadline_ns, options.client_timeout_ns
+    if deadline_ns is not None:
+        deadline_ns = np.where(deadline_ns < 0, -1, np.maximum(deadline_ns - frontend_ns, 0))
+    if timeout_ns is not None:
+        timeout_ns = max(timeout_ns - frontend_ns, 0)
+    trace = replace(trace, arrival_ns=trace.arrival_ns + frontend_ns, think_ns=think_ns, deadline_ns=deadline_ns)
+    return trace, replace(options, client_timeout_ns=timeout_ns)
 
 
 def _before(log: RunLog, frontend_ns: int) -> RunLog:

@@ -65,6 +65,7 @@ class Options:
     closed_sessions: bool = False
     max_concurrency: int | None = None
     client_timeout_ns: int | None = None
+    give_up_at_deadline: bool = False
     horizon_ns: int | None = None
 
 
@@ -434,7 +435,7 @@ class Reference:
         self.deliveries: list[tuple[int, int, Flow]] = []  # (time, request id, flow)
         self.in_flight = 0
         self.client_queue: list[tuple[int, int]] = []  # (ready, id)
-        self.next_turn: dict[int, int] = {}
+        self.waits_for = [self.predecessors(i) for i in range(len(trace))]
         self.transfers: list[tuple[int, int, int, int]] = []
         self.tokens_by_second: Counter[int] = Counter()
         self.clipped = 0
@@ -565,17 +566,21 @@ class Reference:
             for _, id, _, what in this_round:
                 what(self.requests[id])
 
+    def predecessors(self, i: int) -> list[int]:
+        """Rows that must have ended before row i is sent."""
+        session = self.trace.session
+        if not self.options.closed_sessions:
+            return []
+        if self.trace.wait_for is not None:
+            return [int(k) for k in self.trace.wait_for.row(i)]
+        if session is None or session[i] == -1:
+            return []
+        return [k for k in range(i) if session[k] == session[i]][-1:]
+
     def first_sendings(self) -> None:
-        last_of_session: dict[int, int] = {}
         for request in self.requests:
-            session = -1 if self.trace.session is None else int(self.trace.session[request.id])
-            if self.options.closed_sessions and session != -1:
-                previous = last_of_session.get(session)
-                last_of_session[session] = request.id
-                if previous is not None:
-                    self.next_turn[previous] = request.id
-                    continue
-            self.at(int(self.trace.arrival_ns[request.id]), request, self.become_ready)
+            if not self.waits_for[request.id]:
+                self.at(int(self.trace.arrival_ns[request.id]), request, self.become_ready)
 
     def become_ready(self, request: Request) -> None:
         request.ready = self.now
@@ -587,7 +592,7 @@ class Reference:
             self.send(request)
 
     def end(self, request: Request, status: str, reason: str = "") -> None:
-        """The request is over: its slot and its session's next turn follow."""
+        """The request is over, in whatever way: its slot is free, and whoever waited for it alone by now follows."""
         assert request.finish is None, f"request {request.id} ended twice"
         self.last = self.now
         request.finish = self.now
@@ -599,10 +604,11 @@ class Reference:
             self.client_queue.remove(longest_waiting)
             self.in_flight += 1  # the slot is taken from now on
             self.at(self.now, self.requests[longest_waiting[1]], self.send)
-        if request.id in self.next_turn:
-            following = self.requests[self.next_turn[request.id]]
-            think = 0 if self.trace.think_ns is None else int(self.trace.think_ns[following.id])
-            self.at(self.now + think, following, self.become_ready)
+        for following in self.requests:
+            waits_for = self.waits_for[following.id]
+            if request.id in waits_for and all(self.requests[k].finish is not None for k in waits_for):
+                think = 0 if self.trace.think_ns is None else int(self.trace.think_ns[following.id])
+                self.at(self.now + think, following, self.become_ready)
 
     def send(self, request: Request) -> None:
         self.last = self.now
@@ -619,8 +625,9 @@ class Reference:
         if limit := self.broken_limit(request):
             self.end(request, "rejected", limit)
             return
-        if self.options.client_timeout_ns is not None:
-            self.at(self.now + self.options.client_timeout_ns, request, self.give_up)
+        patience = [each for each in (self.options.client_timeout_ns, self.deadline(request)) if each is not None]
+        if patience:
+            self.at(self.now + min(patience), request, self.give_up)
         replica = self.route(request, 0)
         request.place = "waiting"
         request.replica_prefill = replica.id
@@ -629,6 +636,13 @@ class Reference:
         replica.waiting.append(request)
         replica.arrived.append(request.id)
         replica.touched = True
+
+    def deadline(self, request: Request) -> int | None:
+        """So long after it was sent its client gives up, if clients do so at their deadlines and it has one."""
+        if not self.options.give_up_at_deadline or self.trace.deadline_ns is None:
+            return None
+        deadline = int(self.trace.deadline_ns[request.id])
+        return None if deadline == -1 else deadline
 
     def broken_limit(self, request: Request) -> str:
         """The front end's limits on who is alive, and on prompt tokens without an answer."""
@@ -712,7 +726,9 @@ class Reference:
             return
         source = self.replicas[request.replica_prefill]
         where = source if request.replica_decode == -1 else self.replicas[request.replica_decode]
-        self.end(request, "abandoned", "client_timeout")
+        assert request.arrival is not None
+        at_deadline = self.now - request.arrival == self.deadline(request)
+        self.end(request, "abandoned", "deadline" if at_deadline else "client_timeout")
         if place == "waiting":
             where.waiting.remove(request)
             where.touched = True

@@ -18,7 +18,7 @@ from kvsim.core.hardware import Gpu, Link
 from kvsim.core.model import ModelSpec
 from kvsim.core.runlog import NEVER, STATUS_NAMES, RunLog
 from kvsim.core.seats import Router, Scheduler, StepCost
-from kvsim.core.trace import Trace
+from kvsim.core.trace import Ragged, Trace
 from kvsim.costs.affine import Affine
 from kvsim.engine import simulate
 from kvsim.kv.paged import Paged
@@ -69,7 +69,11 @@ class Silent:
 
 
 def requests(
-    *rows: tuple[float, int, int], session: Sequence[int] | None = None, think_s: Sequence[float] | None = None
+    *rows: tuple[float, int, int],
+    session: Sequence[int] | None = None,
+    think_s: Sequence[float] | None = None,
+    wait_for: Sequence[Sequence[int]] | None = None,
+    deadline_s: Sequence[float | None] | None = None,
 ) -> Trace:
     """A trace from rows (arrival in seconds, prompt tokens, output tokens)."""
     arrival_ns = np.array([round(row[0] * 1e9) for row in rows], dtype=np.int64)
@@ -80,7 +84,17 @@ def requests(
         tokens[:, 1],
         session=None if session is None else np.array(session, dtype=np.int64),
         think_ns=None if think_s is None else np.array([round(s * 1e9) for s in think_s], dtype=np.int64),
+        wait_for=None if wait_for is None else ragged(wait_for),
+        deadline_ns=None
+        if deadline_s is None
+        else np.array([-1 if s is None else round(s * 1e9) for s in deadline_s], dtype=np.int64),
     )
+
+
+def ragged(rows: Sequence[Sequence[int]]) -> Ragged:
+    """Any number of values per row."""
+    values = np.array([each for row in rows for each in row], dtype=np.int64)
+    return Ragged(values, np.cumsum([0, *map(len, rows)], dtype=np.int64))
 
 
 def replica(**fields: Any) -> PoolSpec:
@@ -146,6 +160,7 @@ class World:
             closed_sessions=self.options.closed_sessions,
             max_concurrency=self.options.max_concurrency,
             client_timeout_ns=self.options.client_timeout_ns,
+            give_up_at_deadline=self.options.give_up_at_deadline,
             horizon_ns=self.options.horizon_ns,
             **more,
         )
@@ -251,8 +266,10 @@ def _plain(value: Any) -> Any:
 
 
 @st.composite
-def traces(draw: st.DrawFn, max_requests: int = 40, sessions: bool = False) -> Trace:
+def traces(draw: st.DrawFn, max_requests: int = 40, links: Literal["", "sessions", "graph"] = "") -> Trace:
     """Bursts of tied arrivals, one-token outputs, prompts around block multiples, a few long ones.
+
+    ``links``: rows are turns of a few sessions, or wait for any rows before them; some of them have deadlines.
 
     Rows come one by one from a seed, so a smaller number of them is a prefix and failures shrink to few requests.
     """
@@ -266,11 +283,18 @@ def traces(draw: st.DrawFn, max_requests: int = 40, sessions: bool = False) -> T
         outputs = (1, rng.integers(1, 12), rng.integers(1, 60), rng.integers(1, 60))
         prompt, output = int(prompts[rng.integers(3)]), int(outputs[rng.integers(4)])
         rows.append((at_ms / 1e3, prompt, output))
-    if not sessions:
+    if not links:
         return requests(*rows)
     session = rng.integers(-1, 4, n).tolist()
     think_s = rng.choice([0.0, 0.0, 0.001, 0.02], n).tolist()
-    return requests(*rows, session=session, think_s=think_s)
+    if links == "sessions":
+        return requests(*rows, session=session, think_s=think_s)
+    near = int(rng.choice([1, 4, 40]))  # who is waited for is not far before
+    wait_for = [rng.integers(max(0, i - near), i, rng.integers(0, 4) if i else 0).tolist() for i in range(n)]
+    deadline_s = rng.choice([-1, 0.0, 0.01, 0.1, 0.1234567], n)
+    return requests(
+        *rows, think_s=think_s, wait_for=wait_for, deadline_s=[None if s < 0 else float(s) for s in deadline_s]
+    )
 
 
 @st.composite
@@ -311,7 +335,8 @@ def pools(draw: st.DrawFn, role: Literal["mixed", "prefill", "decode"] = "mixed"
 def worlds(draw: st.DrawFn, handoff: bool | None = None) -> World:
     """Anything that the engine can be asked to play, small enough for the reference."""
     closed_sessions = draw(st.booleans())
-    trace = draw(traces(sessions=closed_sessions or draw(st.booleans())))
+    links: list[Literal["", "sessions", "graph"]] = ["sessions", "graph"]
+    trace = draw(traces(links=draw(st.sampled_from(links if closed_sessions else ["", *links]))))
     split = draw(st.booleans()) if handoff is None else handoff
     parts = [draw(pools("prefill", 2)), draw(pools("decode", 2))] if split else [draw(pools())]
     bytes_per_s = draw(st.sampled_from([3_000, 100_001, 10_000_000]))
@@ -322,6 +347,7 @@ def worlds(draw: st.DrawFn, handoff: bool | None = None) -> World:
         closed_sessions=closed_sessions,
         max_concurrency=draw(st.sampled_from([None, None, None, 1, 4, 12])),
         client_timeout_ns=draw(st.sampled_from([None, None, None, 3_000_000, 20_000_000, 150_000_000])),
+        give_up_at_deadline=draw(st.sampled_from([False, False, True])),
         horizon_ns=draw(st.sampled_from([None, None, None, None, 10_000_000, 100_000_000])),
     )
     return World(trace, tuple(parts), options, seed=draw(st.integers(0, 3)))

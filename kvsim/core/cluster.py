@@ -67,13 +67,13 @@ class Cluster:
 class RunOptions:
     """How a trace is played and what is watched.
 
-    ``mode``: ``leap`` or ``step`` (visits every step; same results). ``closed_sessions``: a turn is sent think time
-    after its predecessor ended, instead of at its recorded time. ``max_concurrency``: at most so many requests in
-    flight. ``client_timeout_ns``: the client gives up. ``horizon_ns``: stop there. ``timeline_instants``: sampling
-    instants; None records every step. ``decisions``: called with replica id and one dict per step in the format of
-    the vLLM recordings; leaping, one per stretch (``kvsim.engine.decisions``; not with ``client_timeout_ns``).
-    ``check_laws``: verify conservation laws throughout. ``progress``: called now and then with the number of requests
-    sent.
+    ``mode``: ``leap`` or ``step`` (visits every step; same results). ``closed_sessions``: a row is sent think time
+    after the last of those that it waits for has ended, instead of at its recorded time. ``max_concurrency``: at most
+    so many requests in flight. ``client_timeout_ns``: the client gives up; ``give_up_at_deadline``: also at the
+    request's own deadline. ``horizon_ns``: stop there. ``timeline_instants``: sampling instants; None records every
+    step. ``decisions``: called with replica id and one dict per step in the format of the vLLM recordings; leaping, one
+    per stretch (``kvsim.engine.decisions``; not if clients give up). ``check_laws``: verify conservation laws
+    throughout. ``progress``: called now and then with the number of requests sent.
     """
 
     mode: Literal["leap", "step"] = "leap"
@@ -81,8 +81,14 @@ class RunOptions:
     closed_sessions: bool = False
     max_concurrency: int | None = None
     client_timeout_ns: int | None = None
+    give_up_at_deadline: bool = False
     horizon_ns: int | None = None
     timeline_instants: int | None = 2000
     decisions: Callable[[int, dict[str, Any]], None] | None = None
     check_laws: bool = False
     progress: Callable[[int], None] | None = None
+
+    @property
+    def clients_give_up(self) -> bool:
+        """Some request may be abandoned."""
+        return self.client_timeout_ns is not None or self.give_up_at_deadline

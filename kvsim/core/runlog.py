@@ -84,8 +84,8 @@ class RunLog:
     A column that would say the same as another, or as the trace, is that one: a log is read, never written to. A column
     of zeros takes no memory as long as nobody writes to it (the operating system's zeroed pages).
 
-    - ``arrival_ns``: sent by the client (a session's later turn: when its predecessor ended plus think time;
-      NEVER: it was never sent); ``client_queue_ns``: wait for a free slot under ``max_concurrency`` before that
+    - ``arrival_ns``: sent by the client (in a closed loop think time after the last end that it waits for; NEVER: it
+      was never sent); ``client_queue_ns``: wait for a free slot under ``max_concurrency`` before that
     - ``queued_ns``: handed to the replica that prefills it; ``first_scheduled_ns``: start of the first step with it
     - ``first_token_ns``, ``finish_ns``: first and last token delivered (``finish_ns``: also the time of rejection
       or abandonment)

@@ -181,7 +181,7 @@ class Trace:
     - ``priority`` lower is served first
     - ``session``, ``tenant``, ``model`` number of the session (conversation, agent run), of who asks, and of the model
       asked for; -1 where the row has none. ``session_names[k]`` is what the file called session ``k``, and so on.
-    - ``images`` images in the prompt, from 0
+    - ``images`` images in the prompt, from 0; their tokens are part of ``prompt_tokens``
     - ``deadline_ns`` the request is of use only if it ends within so much time after it is sent; -1: whenever
     - ``ends_by_eos`` 1 if the model decides that the output ends (a stop token, which no engine can foresee), 0 if the
       client's ``max_tokens`` does; None: all by ``max_tokens``. Only asynchronous scheduling tells them apart.
@@ -191,7 +191,8 @@ class Trace:
 
     - Without ``wait_for`` every row waits for the row of its session before it.
     - ``wait_for`` row i lists the rows (positions below i) that must have ended before row i is sent: one for the next
-      turn, several where parallel sub-agents are joined, none for a row that starts at its ``arrival_ns``.
+      turn, several where parallel sub-agents are joined, none for a row that starts at its ``arrival_ns``. Ended is
+      whatever is over: finished, rejected, or given up by its client.
     - ``think_ns`` pause between the last of these ends and the sending of this row.
 
     What prompts share:
@@ -276,6 +277,8 @@ class Trace:
         failed = self.source_failed
         if failed is not None and len(failed) and not 0 <= failed.before[0] <= failed.before[-1] <= n:
             raise ValueError(f"source_failed has a row before row {failed.before[-1]}, the trace has {n}")
+        if self.think_ns is not None and int(self.think_ns.min(initial=0)) < 0:
+            raise ValueError("think_ns must not be negative")
         if self.wait_for is not None:
             waits = self.wait_for.values
             if bool(((waits < 0) | (waits >= self.wait_for.rows)).any()):

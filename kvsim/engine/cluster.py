@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simpy.events import Event
 
 from kvsim.core.cluster import QUEUE_LIMITS, Cluster, Pool, RunOptions
-from kvsim.core.content import Contents
+from kvsim.core.content import Contents, view
 from kvsim.core.request import ENDED, OFFERED, SENDING, Request
 from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
 from kvsim.core.trace import Trace
@@ -24,15 +24,21 @@ from kvsim.engine.link import Flow, SharedLink
 from kvsim.engine.pace import DecodePace
 from kvsim.engine.recorder import Recorder, RequestColumns, TimelineSamples, join_timelines
 from kvsim.engine.replica import INBOX_OF_MANY, Replica
+from kvsim.engine.sending import Followers
 from kvsim.engine.state import ReplicaState
 from kvsim.engine.steps import Steps
 
 SEND, OFFER, TIMEOUT = range(3)
 
-REASONS = ("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeout", "horizon", "not_sent", "stuck")
-_PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK = range(1, 7)
+REASONS = (
+    *("", "prompt_exceeds_max_model_len", "exceeds_kv_pool", "client_timeout", "horizon", "not_sent", "stuck"),
+    "deadline",
+)
+_PROMPT_TOO_LONG, _POOL_TOO_SMALL, _CLIENT_TIMEOUT, _HORIZON, _NOT_SENT, _STUCK, _DEADLINE = range(1, 8)
 
 _READ_AHEAD = 4096
+_REPORTS_EVERY = 512
+"""Requests between two reports of progress in a closed loop, where reading ahead says nothing about sending."""
 _TIMELINE_ROWS, _FEWEST_INSTANTS = 8_000, 250
 
 
@@ -89,7 +95,7 @@ class Simulation:
     """One run: the agenda of everything that arrives, and the replicas it arrives at."""
 
     def __init__(self, trace: Trace, cluster: Cluster, options: RunOptions) -> None:
-        if options.decisions and options.mode != "step" and options.client_timeout_ns is not None:
+        if options.decisions and options.mode != "step" and options.clients_give_up:
             raise ValueError("decisions of stretches that a client cuts short are not recorded: use mode='step'")
         if cluster.link and not cluster.pools[0].kv_bytes_per_token:
             raise ValueError("a handoff sends at least one byte per token: kv_bytes_per_token of the first pool is 0")
@@ -133,10 +139,13 @@ class Simulation:
         self._on_agenda_calls = [self._on_agenda]
         self._on_replica_calls = [self._on_replica]
         # sending
-        self._next_turn = _next_turns(trace) if options.closed_sessions else None
-        self._first_turns: Sequence[int] | NDArray[np.int64] = range(n)
-        if self._next_turn is not None:
-            self._first_turns = _first_turns(trace)
+        self._followers = Followers(trace) if options.closed_sessions else None
+        self._clients_give_up = options.clients_give_up
+        self._deadline_ns = trace.deadline_ns if options.give_up_at_deadline else None
+        self._first_rows: Sequence[int] | NDArray[np.int64] = range(n)
+        if self._followers:
+            self._first_rows = self._followers.first_rows
+        self._row_columns = view(trace.arrival_ns), view(trace.prompt_tokens), view(trace.output_tokens)
         self._read_rows = 0
         self._rows: list[tuple[int, int, int, int]] = []
         self._rows_at = 0
@@ -175,7 +184,7 @@ class Simulation:
         for pool, seed in zip(self._cluster.pools, seeds, strict=True):
             members = []
             ahead = bool(getattr(pool.scheduler, "async_scheduling", False))
-            if ahead and (pool.role != "mixed" or options.client_timeout_ns is not None):
+            if ahead and (pool.role != "mixed" or options.clients_give_up):
                 raise ValueError("asynchronous scheduling is modelled in mixed pools and without client timeouts only")
             if pool.host:
                 _check_host(pool)
@@ -202,7 +211,7 @@ class Simulation:
                     or limited
                     or options.closed_sessions
                     or options.max_concurrency is not None
-                    or options.client_timeout_ns is not None
+                    or options.clients_give_up
                 )
                 self.replicas.append(replica)
                 self._samples.append(samples)
@@ -319,16 +328,16 @@ class Simulation:
             self._abandon(request, now)
 
     def _row(self, i: int) -> tuple[int, int, int, int]:
-        trace = self._trace
-        return i, int(trace.arrival_ns[i]), int(trace.prompt_tokens[i]), int(trace.output_tokens[i])
+        arrival_ns, prompt_tokens, output_tokens = self._row_columns
+        return i, arrival_ns[i], prompt_tokens[i], output_tokens[i]
 
     def _read_ahead(self) -> None:
         """Take the next rows out of their columns in one go: elements one by one cost ten times as much."""
         first, last = self._read_rows, self._read_rows + _READ_AHEAD
-        rows = self._first_turns[first:last]
+        rows = self._first_rows[first:last]
         self._read_rows += len(rows)
         trace = self._trace
-        if self._next_turn is None:
+        if self._followers is None:
             columns = trace.arrival_ns[first:last], trace.prompt_tokens[first:last], trace.output_tokens[first:last]
         else:
             columns = trace.arrival_ns[rows], trace.prompt_tokens[rows], trace.output_tokens[rows]
@@ -373,6 +382,8 @@ class Simulation:
     def _send(self, row: tuple[int, int, int, int], now: int) -> None:
         i, _, prompt_tokens, output_tokens = row
         self._sent += 1
+        if self._dynamic and not self._sent % _REPORTS_EVERY and self._options.progress:
+            self._options.progress(self._sent)
         longest = self._max_model_len - prompt_tokens
         if longest < output_tokens:
             if longest <= 0:
@@ -391,7 +402,9 @@ class Simulation:
         if self._has_more:
             self._complete(request)
         if self._dynamic:
-            request.watched = self._options.max_concurrency is not None or self._has_next_turn(i)
+            request.watched = self._options.max_concurrency is not None or bool(
+                self._followers and self._followers.has(i)
+            )
         replica = self._only_replica or self._pools[0].route(request, now)
         self._replica_column[i] = replica.id
         request.replica = replica
@@ -403,9 +416,8 @@ class Simulation:
                 replica.watchers += request.watched
             if replica.watchers:
                 self._watch(replica, now)
-            timeout_ns = self._options.client_timeout_ns
-            if timeout_ns is not None:
-                self._push(now + timeout_ns, i, TIMEOUT, request)
+            if self._clients_give_up and (patience_ns := self._patience_ns(i)) is not None:
+                self._push(now + patience_ns, i, TIMEOUT, request)
 
     def _send_ahead(self) -> None:
         """Nobody looks at a replica between arrivals: put a batch of them into the inboxes, each with its time."""
@@ -477,8 +489,12 @@ class Simulation:
                 return False
         return True
 
-    def _has_next_turn(self, i: int) -> bool:
-        return self._next_turn is not None and self._next_turn[i] >= 0
+    def _patience_ns(self, i: int) -> int | None:
+        """So long after it was sent the client of a row gives up; None: never."""
+        timeout_ns = self._options.client_timeout_ns
+        if self._deadline_ns is None or (deadline_ns := int(self._deadline_ns[i])) < 0:
+            return timeout_ns
+        return deadline_ns if timeout_ns is None or deadline_ns < timeout_ns else timeout_ns
 
     def _reject(self, i: int, reason: int, now: int) -> None:
         columns = self._recorder.columns
@@ -503,9 +519,9 @@ class Simulation:
                 _, following = heappop(self._client_queue)
                 self._in_flight += 1
                 self._push(now, following, SEND, None)
-        if self._next_turn is not None and (turn := int(self._next_turn[i])) >= 0:
-            think_ns = self._trace.think_ns
-            self._push(now + (0 if think_ns is None else int(think_ns[turn])), turn, SEND, None)
+        if self._followers:
+            for row in self._followers.released(i):
+                self._push(now + self._followers.think_ns[row], row, SEND, None)
 
     def _abandon(self, request: Request, now: int) -> None:
         replica: Replica = request.replica  # type: ignore[assignment]
@@ -514,7 +530,8 @@ class Simulation:
             return
         columns = self._recorder.columns
         columns.status[request.id] = ABANDONED
-        columns.reason[request.id] = _CLIENT_TIMEOUT
+        at_deadline = self._deadline_ns is not None and now - request.arrival_ns == self._deadline_ns[request.id]
+        columns.reason[request.id] = _DEADLINE if at_deadline else _CLIENT_TIMEOUT
         columns.finish_ns[request.id] = now
         if request.state in (OFFERED, SENDING):
             columns.generated_tokens[request.id] = 1
@@ -777,22 +794,3 @@ def _check_host(pool: Pool) -> None:
     ):
         if refused:
             raise ValueError(f"swapping to host memory does not go with {with_what}")
-
-
-def _next_turns(trace: Trace) -> NDArray[np.int64]:
-    """Row of the next turn of the same session, or -1, shape (n,)."""
-    following = np.full(len(trace), -1, np.int64)
-    if trace.session is not None:
-        order = np.argsort(trace.session, kind="stable")
-        session = trace.session[order]
-        same = (session[1:] == session[:-1]) & (session[1:] >= 0)
-        following[order[:-1][same]] = order[1:][same]
-    return following
-
-
-def _first_turns(trace: Trace) -> NDArray[np.int64]:
-    """Rows that no earlier turn leads to, in order."""
-    later = _next_turns(trace)
-    is_first = np.ones(len(trace), bool)
-    is_first[later[later >= 0]] = False
-    return np.flatnonzero(is_first)

@@ -60,3 +60,12 @@ def good(log: RunLog, slo: Slo) -> NDArray[np.bool_] | None:
     """Requests (n,) bool that finished and keep every bound; None if no bound is set."""
     keeps = met(log, slo)
     return np.logical_and.reduce(list(keeps.values())) if keeps else None
+
+
+def deadline_met(log: RunLog, deadline_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Requests (n,) bool that have a deadline of their own and finished by it.
+
+    ``deadline_ns`` (n,) counts from the sending, inclusive; -1: none (``Trace.deadline_ns``).
+    """
+    in_time: NDArray[np.bool_] = log.finish_ns - log.arrival_ns <= deadline_ns
+    return finished(log) & in_time

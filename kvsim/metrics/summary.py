@@ -11,7 +11,7 @@ from kvsim.core.trace import Trace, TraceRows
 from kvsim.metrics import histogram
 from kvsim.metrics.latency import e2el_s, finished, tpot_s, ttft_s
 from kvsim.metrics.laws import peak_in_system
-from kvsim.metrics.slo import Slo, good, met
+from kvsim.metrics.slo import Slo, deadline_met, good, met
 from kvsim.metrics.stability import stability
 from kvsim.metrics.window import Window, window
 
@@ -48,6 +48,8 @@ def summarise(
       the wait for a free slot; ``"inf"`` if all were ready at once; None with fewer than two requests.
       ``burstiness`` is None: arrivals come from a trace, not from a distribution
     - ``slo_attainment``: good / all measured requests that arrived, finished or not
+    - ``deadline_attainment``: of the measured requests that arrived and have a deadline of their own, the share that
+      finished by it; ``deadline_goodput``: those that did, per second. None if nobody has one
     - ``gpu_hours``: GPUs x duration, so that a throughput divided by it is per provisioned GPU
     - ``num_swaps``: those of ``num_preemptions`` that kept the KV in host memory; ``swapped_tokens``: of KV copied
       there; ``swap_s``: by how much the steps of the whole run took longer for copies, there and back;
@@ -73,6 +75,7 @@ def summarise(
     good_output = None if good_measured is None else int(log.output_tokens[good_measured].sum())
     good_input = None if good_measured is None else int(log.prompt_tokens[good_measured].sum())
     arrived_count = int(arrived.sum())
+    due, in_time = _deadlines(log, trace, arrived)
 
     summary: dict[str, Any] = {
         "backend": "kvsim",
@@ -136,6 +139,8 @@ def summarise(
             if good_input is None or good_output is None
             else per_second(good_input + good_output),
             "goodput_output_throughput": None if good_output is None else per_second(good_output),
+            "deadline_attainment": in_time / due if due else None,
+            "deadline_goodput": per_second(in_time) if due else None,
             "trace_rows": trace_rows(log, trace),
             "requests_by_status": {name: int((log.status == index).sum()) for index, name in enumerate(STATUS_NAMES)},
             "requests_by_reason": {
@@ -213,6 +218,13 @@ def _hit_frac(log: RunLog, arrived: NDArray[np.bool_]) -> float | None:
     looked_up = arrived & (log.first_scheduled_ns != NEVER)
     hits = int(log.cached_tokens[looked_up].sum())
     return hits / (hits + int(log.computed_tokens[looked_up].sum())) if hits else None
+
+
+def _deadlines(log: RunLog, trace: Trace, arrived: NDArray[np.bool_]) -> tuple[int, int]:
+    """How many of those that arrived have a deadline, and how many keep it."""
+    if trace.deadline_ns is None:
+        return 0, 0
+    return int((arrived & (trace.deadline_ns >= 0)).sum()), int((arrived & deadline_met(log, trace.deadline_ns)).sum())
 
 
 def _recomputed_tokens(log: RunLog) -> NDArray[np.int64]:

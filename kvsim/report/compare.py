@@ -14,6 +14,7 @@ from kvsim.report.files import read_summary, read_table
 
 Verdict = Literal["same", "better", "worse", "unclear"]
 LATENCIES: Final = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2EL"}
+SHARES: Final = {"SLO attainment": "good", "Deadlines kept": "deadline_met"}
 LEVELS: Final = (50, 90, 99)
 BLOCKS: Final = 30
 """Parts of a run that are drawn anew: neighbours in time share their queue, so single requests are not independent."""
@@ -50,15 +51,15 @@ class _Run:
     latencies_s: dict[str, Floats]
     tokens: tuple[NDArray[np.int64], NDArray[np.int64]]
     finished: NDArray[np.bool_]
-    good: Floats | None
+    shares: dict[str, Floats]
     measured: NDArray[np.bool_]
 
 
 def compare_runs(
     run_dirs: Sequence[str | os.PathLike[str]], margin_frac: float = 0.03, confidence: float = 0.95
 ) -> list[Comparison]:
-    """Every run against the first: the share of requests that finished, mean and percentiles of latencies over those
-    that both finished, and SLO attainment.
+    """Every run against the first: mean and percentiles of latencies over the requests that both finished, the share
+    of requests that finished, SLO attainment, and the share of deadlines kept.
 
     Intervals come from a paired block bootstrap: the same blocks of consecutive requests are drawn from both runs
     (Künsch 1989, doi 10.1214/aos/1176347265). ``same``: the interval lies within the margin. ``worse``, ``better``: it
@@ -83,13 +84,16 @@ def _read(folder: Path) -> _Run:
 
     start_s = summary["kvsim"]["measured_from_s"] or 0.0
     arrival_s = column("arrival_s")
-    good = None if table["good"].null_count == len(table) else column("good").astype(np.float64)
+    shares = {"Finished": column("status") == "finished"}
+    for figure, name in SHARES.items():
+        if name in table.column_names and table[name].null_count < len(table):
+            shares[figure] = column(name)
     return _Run(
         name=str(folder),
         latencies_s={name: column(f"{name}_s").astype(np.float64) for name in LATENCIES},
         tokens=(column("prompt_tokens"), column("output_tokens")),
         finished=column("status") == "finished",
-        good=good,
+        shares={figure: share.astype(np.float64) for figure, share in shares.items()},  # null: nan
         measured=np.isnan(arrival_s) | (arrival_s >= start_s),
     )
 
@@ -123,12 +127,12 @@ def _compared(first: _Run, other: _Run, margin_frac: float, confidence: float) -
             found.append(
                 _judged(other.name, f"{statistic} {label} (ms)", pair, block, value_of, draws, margin_frac, confidence)
             )
-    shares = {"Finished": (first.finished.astype(np.float64), other.finished.astype(np.float64))}
-    if first.good is not None and other.good is not None:
-        shares["SLO attainment"] = (first.good, other.good)
-    rows = first.measured & other.measured
-    block = _blocks(int(rows.sum()))
-    for figure, (mine, theirs) in shares.items():
+    for figure, mine in first.shares.items():
+        if figure not in other.shares:
+            continue
+        theirs = other.shares[figure]
+        rows = first.measured & other.measured & ~np.isnan(mine) & ~np.isnan(theirs)
+        block = _blocks(int(rows.sum()))
         pair = (mine[rows], theirs[rows])
         found.append(
             _judged(other.name, figure, pair, block, _weighted_mean, draws, margin_frac, confidence, more=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kvsim.core.runlog import STATUS_NAMES, RunLog, seconds
 from kvsim.core.trace import Trace
 from kvsim.metrics.latency import client_queue_s, e2el_s, max_itl_s, queue_s, tpot_s, ttft_s
-from kvsim.metrics.slo import Slo, good
+from kvsim.metrics.slo import Slo, deadline_met, good
 from kvsim.metrics.summary import SCHEMA_VERSION
 
 BATCH_ROWS: Final = 131_072
@@ -53,12 +53,15 @@ REQUESTS: Final = pa.schema(
         ("generated_tokens", _INT),
         ("swaps", _INT),
         ("swapped_tokens", _INT),
+        ("deadline_s", _FLOAT),
+        ("deadline_met", _BOOL),
     ],
     metadata=_METADATA,
 )
 """One row per request in the order of the trace. ``output_tokens`` is what was asked for (after the cut at the model's
 length), ``generated_tokens`` what was delivered; they differ only where a request did not finish. ``swaps`` are those
-of its ``preemptions`` that kept its KV in host memory, ``swapped_tokens`` the tokens of KV copied there."""
+of its ``preemptions`` that kept its KV in host memory, ``swapped_tokens`` the tokens of KV copied there.
+``deadline_s`` counts from the arrival; null, like ``deadline_met``, where the trace gives the request none."""
 
 TIMELINE: Final = pa.schema(
     [
@@ -83,8 +86,8 @@ TIMELINE: Final = pa.schema(
 def request_batches(log: RunLog, trace: Trace, slo: Slo | None = None) -> Iterator[pa.RecordBatch]:
     """Record batches of schema REQUESTS, at most BATCH_ROWS rows each; at least one, so that an empty run has columns.
 
-    Row i of the log is row i of ``trace`` (sessions, tenants, priorities). ``good`` is null where ``slo`` bounds
-    nothing.
+    Row i of the log is row i of ``trace`` (sessions, tenants, priorities, deadlines). ``good`` is null where ``slo``
+    bounds nothing.
     """
     names = _Names([*trace.session_names] if trace.session_names is not None else _numbers(trace.session))
     tenants = _Names([*trace.tenant_names] if trace.tenant_names is not None else _numbers(trace.tenant))
@@ -94,6 +97,7 @@ def request_batches(log: RunLog, trace: Trace, slo: Slo | None = None) -> Iterat
         part = _rows(log, start, stop)
         rows = stop - start
         is_good = good(part, slo or Slo())
+        deadline_ns = None if trace.deadline_ns is None else trace.deadline_ns[start:stop]
         columns = {
             "request_id": _ints(np.arange(start, stop)),
             "session_id": _nulls(_TEXT, rows) if trace.session is None else names.column(trace.session[start:stop]),
@@ -123,6 +127,10 @@ def request_batches(log: RunLog, trace: Trace, slo: Slo | None = None) -> Iterat
             "generated_tokens": _ints(part.generated_tokens),
             "swaps": _ints(part.swaps),
             "swapped_tokens": _ints(part.swapped_tokens),
+            "deadline_s": _nulls(_FLOAT, rows) if deadline_ns is None else _floats(seconds(deadline_ns)),
+            "deadline_met": _nulls(_BOOL, rows)
+            if deadline_ns is None
+            else _bools(deadline_met(part, deadline_ns), deadline_ns >= 0),
         }
         yield pa.RecordBatch.from_arrays([columns[name] for name in REQUESTS.names], schema=REQUESTS)
 
@@ -178,8 +186,9 @@ def _ints(values: NDArray[Any], valid: NDArray[np.bool_] | None = None) -> Any:
     return pa.Array.from_buffers(_INT, len(values), [_validity(valid), pa.py_buffer(values)])
 
 
-def _bools(values: NDArray[np.bool_]) -> Any:
-    return pa.Array.from_buffers(_BOOL, len(values), [None, pa.py_buffer(np.packbits(values, bitorder="little"))])
+def _bools(values: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None) -> Any:
+    bits = pa.py_buffer(np.packbits(values, bitorder="little"))
+    return pa.Array.from_buffers(_BOOL, len(values), [_validity(valid), bits])
 
 
 def _nulls(kind: Any, rows: int) -> Any:

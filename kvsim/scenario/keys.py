@@ -103,8 +103,8 @@ class WorkloadKeys(Section):
     )
     sessions: Literal["open", "closed"] = Field(
         default="open",
-        description="open: every turn at its recorded time. closed: a later turn is sent think time after the "
-        "previous one ended.",
+        description="open: every request at its recorded time. closed: think time after the end of what it waits for: "
+        "the session's previous turn, or all the requests that the trace names.",
     )
     history_in_prompts: bool = Field(
         default=True,
@@ -118,6 +118,11 @@ class WorkloadKeys(Section):
     )
     client_timeout_s: float | None = Field(
         default=None, gt=0, description="The client gives up so many seconds after sending."
+    )
+    deadlines: Literal["report", "give_up"] = Field(
+        default="report",
+        description="Deadlines that the trace gives single requests. report: say who kept them. give_up: the client "
+        "leaves then, too.",
     )
     outputs_end_by: Literal["max_tokens", "eos"] | None = Field(
         default=None,

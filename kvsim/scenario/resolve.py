@@ -126,6 +126,7 @@ def resolve(scenario: Scenario, *, allow_plugins: bool = True, read: Read = read
             closed_sessions=workload.sessions == "closed",
             max_concurrency=workload.max_concurrency,
             client_timeout_ns=_ns(workload.client_timeout_s),
+            give_up_at_deadline=workload.deadlines == "give_up",
             horizon_ns=_ns(scenario.measure.horizon_s),
             timeline_instants=scenario.measure.timeline_instants,
         ),
@@ -352,7 +353,8 @@ class _PoolResolver:
                     (*key, name),
                     "leave it out",
                 )
-        gives_up = self.scenario.workload.client_timeout_s is not None
+        workload = self.scenario.workload
+        gives_up = workload.client_timeout_s is not None or workload.deadlines == "give_up"
         if getattr(scheduler, "async_scheduling", False) is None:
             scheduler = dataclasses.replace(scheduler, async_scheduling=self.keys.role == "mixed" and not gives_up)
         elif getattr(scheduler, "async_scheduling", False):
@@ -366,7 +368,7 @@ class _PoolResolver:
                 raise source.error(
                     "clients that give up are not modelled with asynchronous scheduling yet",
                     (*key, "async_scheduling"),
-                    "set it to false, or leave out workload.client_timeout_s",
+                    "set it to false, or leave out workload.client_timeout_s and deadlines: give_up",
                 )
         seqs, tokens, budget = scheduler.max_num_seqs, scheduler.max_num_batched_tokens, "max_num_batched_tokens"
         scheduled = getattr(scheduler, "max_num_scheduled_tokens", None)
@@ -494,11 +496,17 @@ def _trace(scenario: Scenario, keys: dict[str, Any], files: dict[Key, Path], all
         trace = dataclasses.replace(trace, ends_by_eos=ends)
     if not workload.history_in_prompts:
         trace = dataclasses.replace(trace, history=np.full(len(trace), -1, np.int64))
-    if workload.sessions == "closed" and trace.session is None:
+    if workload.sessions == "closed" and trace.session is None and trace.wait_for is None:
         raise source.error(
             "closed sessions need a trace that has sessions",
             ("workload", "sessions"),
-            "columns session_id and think_s, or sessions: open",
+            "columns session_id and think_s, or wait_for; or sessions: open",
+        )
+    if workload.deadlines == "give_up" and trace.deadline_ns is None:
+        raise source.error(
+            "nobody can give up at a deadline: the trace has none",
+            ("workload", "deadlines"),
+            "a column deadline_s, or client_timeout_s for all requests",
         )
     return trace
 
@@ -638,16 +646,9 @@ def _notes(scenario: Scenario, model: ModelSpec, pools: tuple[ResolvedPool, ...]
 
 def _trace_notes(scenario: Scenario, trace: Trace) -> Iterator[str]:
     """What the trace says and the engine does not play yet."""
-    if scenario.workload.sessions == "closed" and trace.wait_for is not None:
-        others = int((trace.wait_for.counts > 1).sum())
-        yield (
-            "wait_for is not played yet: the requests of a session are sent one after the other, also those of "
-            f"parallel sub-agents ({others} requests wait for several)"
-        )
     if scenario.engine.frontend_s and scenario.workload.max_concurrency is not None:
         early = f"{scenario.engine.frontend_s * 1e3:g} ms before"
         yield f"frontend_s: with max_concurrency a request is sent {early} the one whose place it takes has ended"
     if trace.images is not None and trace.images.any():
-        yield f"{int((trace.images > 0).sum())} requests have images: encoding them is not modelled"
-    if trace.deadline_ns is not None and (trace.deadline_ns >= 0).any():
-        yield f"{int((trace.deadline_ns >= 0).sum())} requests have deadlines: nobody looks at them yet"
+        pictured = int((trace.images > 0).sum())
+        yield f"{pictured} requests have images: their tokens are part of the prompt, encoding them takes no time here"

@@ -69,8 +69,6 @@ def trace_fault(trace: Trace) -> str | None:
         return "rows is None: nobody can say what was left out"
     if trace.rows.replayed != len(trace):
         return f"{trace.rows} leaves {trace.rows.replayed} rows to replay, and the trace has {len(trace)}"
-    if trace.think_ns is not None and (trace.think_ns < 0).any():
-        return "think_ns has a negative value"
     for name in ("session", "tenant", "model"):
         numbers, names = getattr(trace, name), getattr(trace, f"{name}_names")
         if numbers is not None and (numbers < -1).any():

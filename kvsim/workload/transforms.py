@@ -324,6 +324,34 @@ def remap(trace: Trace, column: Literal["tenant", "model"], to: tuple[tuple[str,
     return _renumbered(trace, column, [unique.index(name) for name in renamed], unique)
 
 
+def set_deadlines(
+    trace: Trace, fixed_s: float = 0.0, per_output_token_s: float = 0.0, tenant: str | None = None
+) -> Trace:
+    """Requests (of one tenant, if named) are of use only within so much time after they are sent.
+
+    The time is ``fixed_s + per_output_token_s * output_tokens``, as bounds on the first token and on each further one
+    add up to. The others keep the deadlines that they have. ``workload.deadlines`` says what becomes of late ones.
+    Raises InputError unless the time is above 0, and for a tenant that the trace does not have.
+    """
+    for key, value in (("fixed_s", fixed_s), ("per_output_token_s", per_output_token_s)):
+        if not 0 <= value < math.inf:
+            raise InputError(f"{value} is not a number from 0", key=key)
+    if not fixed_s and not per_output_token_s:
+        raise InputError("no time at all", key="fixed_s", hint="give fixed_s, per_output_token_s or both")
+    due_s = fixed_s + per_output_token_s * trace.output_tokens
+    if not due_s.max(initial=0) < 2.0**62 / 1e9:
+        raise InputError("a deadline would be after 146 years", key="fixed_s", hint="give seconds")
+    due_ns = np.rint(due_s * 1e9).astype(np.int64)
+    if tenant is not None:
+        names = [] if trace.tenant is None else trace.names("tenant")
+        if tenant not in names:
+            hint = f"known: {', '.join(names[:20])}" if names else "the trace has none"
+            raise InputError(f"no tenant is called {tenant!r}", key="tenant", hint=hint)
+        before = np.full(len(trace), FILL["deadline_ns"]) if trace.deadline_ns is None else trace.deadline_ns
+        due_ns = np.where(trace.tenant == names.index(tenant), due_ns, before)
+    return dataclasses.replace(trace, deadline_ns=due_ns)
+
+
 TRANSFORMS: Final[dict[str, Callable[..., Trace]]] = {
     "fit_context": fit_context,
     "keep_rows": keep_rows,
@@ -334,6 +362,7 @@ TRANSFORMS: Final[dict[str, Callable[..., Trace]]] = {
     "repeat": repeat,
     "resample": resample,
     "row_range": row_range,
+    "set_deadlines": set_deadlines,
     "spread_ties": spread_ties,
     "thin": thin,
     "window": window,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvsim.core.trace import Trace
 from kvsim.engine import pace
 from tests.reference import Outcome, PoolSpec
-from tests.worlds import ODD, ROUND, World, assert_equal_logs, assert_same, replica, requests, world, worlds
+from tests.worlds import ODD, ROUND, World, assert_equal_logs, assert_same, ragged, replica, requests, world, worlds
 
 
 def traffic(
@@ -38,6 +38,25 @@ def traffic(
         lengths(*output),
         session=rng.integers(-1, sessions, n) if sessions else None,
         think_ns=rng.choice([0, 1_000_000, 50_000_001], n) if sessions else None,
+    )
+
+
+def agents(n: int, seed: int, *, near: int, roots: float = 0.1, **traffic_options: Any) -> Trace:
+    """The same traffic as a request graph: a row waits for up to three of the ``near`` rows before it, or for nobody;
+    every third one has a deadline."""
+    rng = np.random.default_rng([seed, 1])
+    trace = traffic(n, seed, **traffic_options)
+    waits = [
+        []
+        if rng.random() < roots
+        else sorted({i - int(k) for k in rng.integers(1, near + 1, rng.integers(1, 4)) if k <= i})
+        for i in range(n)
+    ]
+    return replace(
+        trace,
+        wait_for=ragged(waits),
+        think_ns=rng.choice([0, 0, 1_000_000, 50_000_001], n),
+        deadline_ns=np.where(np.arange(n) % 3, -1, rng.choice([0, 90_000_000, 400_000_001], n)),
     )
 
 
@@ -126,6 +145,28 @@ CONFIGURATIONS = {
         closed_sessions=True,
         max_concurrency=15,
     ),
+    "a request graph": world(
+        agents(300, 34, near=40, output=(10, 200)),
+        replace(TIGHT, replicas=2, router="least_requests"),
+        closed_sessions=True,
+    ),
+    "a request graph of ties under max_concurrency": world(
+        agents(300, 35, near=25, burst=50, output=(10, 60)),
+        replica(cost=ROUND, kv_blocks=60),
+        closed_sessions=True,
+        max_concurrency=6,
+    ),
+    "a request graph whose clients give up": world(
+        agents(300, 36, near=60, roots=0.3, output=(10, 200)),
+        TIGHT,
+        closed_sessions=True,
+        give_up_at_deadline=True,
+        client_timeout_ns=400_000_001,
+    ),
+    "a request graph cut by a horizon": world(
+        agents(300, 37, near=10), replace(ROOMY, replicas=3), closed_sessions=True, horizon_ns=900_000_000
+    ),
+    "deadlines at recorded times": world(agents(300, 38, near=1, output=(10, 200)), TIGHT, give_up_at_deadline=True),
     "impatient clients": world(traffic(300, 20, output=(10, 200)), TIGHT, client_timeout_ns=300_000_000),
     "horizon": world(traffic(300, 21, output=(10, 200)), TIGHT, horizon_ns=800_000_000),
     "horizon on the end of a step": world(
@@ -159,6 +200,14 @@ CONFIGURATIONS = {
         client_timeout_ns=900_000_000,
         max_concurrency=25,
     ),
+    "handoff of a request graph with deadlines": split(
+        (2_000_000, 0.002),
+        replace(ROOMY, kv_blocks=200),
+        replace(TIGHT, router="least_requests", replicas=2),
+        agents(200, 39, near=30, roots=0.3, output=(1, 80)),
+        closed_sessions=True,
+        give_up_at_deadline=True,
+    ),
 }
 
 
@@ -183,7 +232,7 @@ def test_the_configurations_are_hard() -> None:
     assert sum(request.swaps for request in rows) > 500
     for status, at_least in {"finished": 5000, "abandoned": 100, "rejected": 10, "unfinished": 100}.items():
         assert sum(request.status == status for request in rows) >= at_least, status
-    assert {request.reason for request in rows} >= {"stuck", "horizon", "not_sent", "exceeds_kv_pool"}
+    assert {request.reason for request in rows} >= {"stuck", "horizon", "not_sent", "exceeds_kv_pool", "deadline"}
     assert sum(len(outcome.transfers) for outcome in outcomes) > 500
     assert max(len(outcome.steps) for outcome in outcomes) == 4
 

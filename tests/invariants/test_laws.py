@@ -59,6 +59,51 @@ def test_time_never_goes_back(random_world: World, mode: Mode) -> None:
 
 @a_hundred_worlds
 @given(worlds(), MODES)
+def test_nobody_is_sent_before_all_that_it_waits_for_has_ended(random_world: World, mode: Mode) -> None:
+    """In a closed loop a row is ready think time after the last of these ends, and never if one does not come."""
+    trace, options = random_world.trace, random_world.options
+    log = random_world.simulate(mode)
+    ready_ns = np.where(log.arrival_ns == NEVER, NEVER, log.arrival_ns - log.client_queue_ns)
+    last_turn: dict[int, int] = {}
+    for i in range(len(trace)):
+        waits: list[int] = []
+        if options.closed_sessions and trace.wait_for is not None:
+            waits = trace.wait_for.row(i).tolist()
+        elif options.closed_sessions and trace.session is not None and (session := int(trace.session[i])) >= 0:
+            waits = [last_turn[session]] if session in last_turn else []
+            last_turn[session] = i
+        ends_ns = [int(log.finish_ns[k]) for k in waits]
+        think_ns = 0 if trace.think_ns is None else int(trace.think_ns[i])
+        due_ns = max(ends_ns) + think_ns if waits else int(trace.arrival_ns[i])
+        if NEVER in ends_ns:
+            assert ready_ns[i] == NEVER
+        elif options.max_concurrency is None:
+            past_the_end = options.horizon_ns is not None and due_ns > options.horizon_ns
+            assert ready_ns[i] == (NEVER if past_the_end else due_ns)
+        else:
+            assert ready_ns[i] in (due_ns, NEVER)
+
+
+@a_hundred_worlds
+@given(worlds(), MODES)
+def test_no_client_outstays_its_patience(random_world: World, mode: Mode) -> None:
+    """Whoever gives up does so at its timeout or its deadline to the nanosecond, and nobody is served beyond either."""
+    trace, options = random_world.trace, random_world.options
+    log = random_world.simulate(mode)
+    for i in range(len(trace)):
+        patience_ns = {"client_timeout": options.client_timeout_ns}
+        if options.give_up_at_deadline and trace.deadline_ns is not None and trace.deadline_ns[i] >= 0:
+            patience_ns["deadline"] = int(trace.deadline_ns[i])
+        spent_ns = int(log.finish_ns[i] - log.arrival_ns[i])
+        reason = log.reasons[log.reason[i]]
+        if reason in ("client_timeout", "deadline"):
+            assert spent_ns == patience_ns[reason]
+        elif log.status[i] == FINISHED:
+            assert all(patience is None or spent_ns <= patience for patience in patience_ns.values())
+
+
+@a_hundred_worlds
+@given(worlds(), MODES)
 def test_every_token_is_counted_once(random_world: World, mode: Mode) -> None:
     log = random_world.simulate(mode)
     assert log.tokens_by_second.tokens.sum() == log.generated_tokens.sum()

@@ -13,7 +13,8 @@ from kvsim.workload.readers.table import Quarantine, header
 class Azure2025:
     """``TIMESTAMP,NumImages,ContextTokens,GeneratedTokens``; stamps as ``2024-10-15T12:00:00.269Z``.
 
-    ``NumImages`` becomes ``images``. Source: github.com/Azure/AzurePublicDataset, AzureLMMInferenceDataset2025.md.
+    ``NumImages`` becomes ``images``; ``ContextTokens`` counts text and images. Source:
+    github.com/Azure/AzurePublicDataset, AzureLMMInferenceDataset2025.md.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("TIMESTAMP", "NumImages", "ContextTokens", "GeneratedTokens")

@@ -112,6 +112,8 @@ def test_the_whole_summary():
             "slo": {"ttft": 400, "tpot": 100},
             "token_goodput": (50 + 1 + 70 + 5) / 3.3,
             "goodput_output_throughput": 6 / 3.3,
+            "deadline_attainment": None,
+            "deadline_goodput": None,
             "trace_rows": {
                 "read": 9,
                 "replayed": 6,
@@ -154,6 +156,18 @@ def test_without_slo_goodput_is_unknown():
     goodput = [bare[key] for key in ("request_goodput", "slo_attainment", "slo_attainment_by_metric")]
     assert goodput == [None, None, None]
     assert bare["kvsim"]["slo"] is bare["kvsim"]["token_goodput"] is None
+
+
+def test_deadlines_count_for_those_that_have_one_and_arrived():
+    # kept, missed, rejected, none, none, never sent
+    deadline_ns = np.array([800_000_000, 249_999_999, 5_000_000_000, -1, -1, 9])
+    trace = trace_of(LOG, deadline_ns=deadline_ns)
+    own = summarise(LOG, trace, version="1")["kvsim"]
+    assert (own["deadline_attainment"], own["deadline_goodput"]) == (1 / 3, 1 / 3.3)
+    later = summarise(LOG, trace, version="1", warmup_s=0.5)["kvsim"]
+    assert (later["deadline_attainment"], later["deadline_goodput"]) == (0.0, 0.0)
+    nobody = summarise(LOG, trace_of(LOG, deadline_ns=np.full(6, -1)), version="1")["kvsim"]
+    assert nobody["deadline_attainment"] is nobody["deadline_goodput"] is None
 
 
 def test_every_statistic_can_be_recomputed_from_the_columns():

@@ -84,6 +84,20 @@ def test_requests_that_do_not_finish_make_a_run_worse(runs: Path) -> None:
     assert 0.2 < found.value < 0.6
 
 
+def test_deadlines_kept_are_compared_among_those_that_have_one(tmp_path: Path) -> None:
+    rows = [f"{i / 2},64,{1 + i % 97},{0.1 + 0.0085 * (i % 97) if i % 3 else ''}" for i in range(600)]
+    (tmp_path / "t.csv").write_text("\n".join(["arrival_s,prompt_tokens,output_tokens,deadline_s", *rows, ""]))
+    scenario = kvsim.Scenario(
+        workload={"trace": {"path": str(tmp_path / "t.csv")}}, cost={"name": "affine", "base_s": 8e-3}
+    )
+    kvsim.run(scenario, out=tmp_path / "a")
+    kvsim.run(scenario, out=tmp_path / "b", cost={"base_s": 10e-3})
+    found = {c.figure: c for c in compare_runs([tmp_path / "a", tmp_path / "b"])}["Deadlines kept"]
+    for name, share in (("a", found.base), ("b", found.value)):
+        assert share == pytest.approx(kvsim.Result.load(tmp_path / name).summary["kvsim"]["deadline_attainment"])
+    assert found.verdict == "worse"
+
+
 def test_one_request_is_no_evidence(tmp_path: Path) -> None:
     one = kvsim.Scenario(workload={"generate": {"name": "lognormal_poisson", "n": 1, "rate_per_s": 8}})
     kvsim.run(one, out=tmp_path / "a", cost={"name": "affine", "base_s": 8e-3})

@@ -35,6 +35,7 @@ TRACE = trace_of(
     session=np.array([1, 0, -1, 1, -1]),
     session_names=("ann", "bob é"),
     priority=np.array([0, 1, 2, 3, 4]),
+    deadline_ns=np.array([800_000_000, 249_999_999, 5_000_000_000, -1, 0]),
 )
 
 
@@ -74,6 +75,8 @@ def test_requests_parquet(tmp_path):
         "generated_tokens": [3, 1, 0, 2, 0],
         "swaps": [1, 0, 0, 0, 0],
         "swapped_tokens": [102, 0, 0, 0, 0],
+        "deadline_s": [0.8, 0.249999999, 5.0, None, 0.0],
+        "deadline_met": [True, False, False, None, False],
     }
     assert table.schema.metadata[b"kvsim.schema_version"] == b"1"
     assert {str(field.type) for field in table.schema} == {"int64", "double", "string", "bool"}
@@ -99,7 +102,8 @@ def test_timeline_parquet(tmp_path):
 def test_without_sessions_slo_or_priorities_the_columns_stay(tmp_path):
     table = pq.read_table(write(tmp_path / "run", trace=trace_of(LOG)) / "requests.parquet")
     assert table.schema.names == tables.REQUESTS.names
-    assert [table[name].null_count for name in ("session_id", "priority", "good")] == [5, 5, 5]
+    absent = ("session_id", "priority", "good", "deadline_s", "deadline_met")
+    assert [table[name].null_count for name in absent] == [5] * 5
 
 
 def test_sessions_without_names_are_numbers(tmp_path):

@@ -98,6 +98,12 @@ Note: latencies leave out the requests that had not ended when the run did (1)
     )
 
 
+def test_deadlines_are_printed_if_anybody_has_one():
+    trace = trace_of(LOG, rows=READ, deadline_ns=np.array([800_000_000, 1, -1, -1]))
+    assert "Deadlines kept (%):                          50.00\n" in summary_text(summarise(LOG, trace, version="1"))
+    assert "Deadlines" not in summary_text(summary())
+
+
 def test_an_overloaded_run_says_so_first():
     log = queue_log(np.arange(0, 2000, 5.0), service_ms=10)
     assert summary_text(summary(log)).startswith("OVERLOADED: arrivals outpace completions. ")

@@ -225,6 +225,10 @@ def test_selected_rows_keep_their_lists_and_the_waits_that_are_left() -> None:
     [
         ({"tenant": np.array([0])}, "tenant has 1 rows, arrival_ns has 2"),
         ({"wait_for": Ragged(np.array([1]), np.array([0, 0, 1]))}, "wait_for must name rows before its own"),
+        ({"wait_for": Ragged(np.array([1]), np.array([0, 1, 1]))}, "wait_for must name rows before its own"),
+        ({"wait_for": Ragged(np.array([-1]), np.array([0, 0, 1]))}, "wait_for must name rows before its own"),
+        ({"wait_for": Ragged(np.array([2]), np.array([0, 0, 1]))}, "wait_for must name rows before its own"),
+        ({"think_ns": np.array([0, -1])}, "think_ns must not be negative"),
         ({"hash_block_tokens": 16}, "prefix_hashes and hash_block_tokens belong together"),
         (
             {"prefix_hashes": Ragged(np.array([0, 1]), np.array([0, 0, 2])), "hash_block_tokens": 16},

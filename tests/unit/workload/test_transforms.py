@@ -28,6 +28,7 @@ from kvsim.workload.transforms import (
     repeat,
     resample,
     row_range,
+    set_deadlines,
     spread_ties,
     thin,
     window,
@@ -409,6 +410,21 @@ def test_tenants_and_models_get_other_names() -> None:
         remap(trace, "tenant", (("z", "y"),))
 
 
+def test_deadlines_by_length_and_by_tenant() -> None:
+    trace = trace_of(3, tenant=np.array([0, 1, 0]), tenant_names=["chat", "batch"])  # outputs of 11, 12, 13 tokens
+    every = set_deadlines(trace, 0.5, 0.1)
+    assert every.deadline_ns is not None
+    assert every.deadline_ns.tolist() == [1_600_000_000, 1_700_000_000, 1_800_000_000]
+    some = set_deadlines(trace, 2, tenant="chat")
+    both = set_deadlines(some, 3600, tenant="batch")
+    assert some.deadline_ns is not None
+    assert both.deadline_ns is not None
+    assert some.deadline_ns.tolist() == [2_000_000_000, -1, 2_000_000_000]
+    assert both.deadline_ns.tolist() == [2_000_000_000, 3_600_000_000_000, 2_000_000_000]
+    with pytest.raises(InputError, match="tenant: no tenant is called 'API'; known: chat, batch"):
+        set_deadlines(trace, 1, tenant="API")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -420,6 +436,11 @@ def test_tenants_and_models_get_other_names() -> None:
         (lambda t: repeat(t, 2, -1), "pause_s: -1 is not a number from 0"),
         (lambda t: repeat(t, 10**10), "times: 10000000000 is too many"),
         (lambda t: fit_context(t, 1), "max_tokens: 1 is too few"),
+        (set_deadlines, "fixed_s: no time at all"),
+        (lambda t: set_deadlines(t, -1), "fixed_s: -1 is not a number from 0"),
+        (lambda t: set_deadlines(t, 1, float("nan")), "per_output_token_s: nan is not a number from 0"),
+        (lambda t: set_deadlines(t, 1, 1e9), "fixed_s: a deadline would be after 146 years"),
+        (lambda t: set_deadlines(t, 1, tenant="x"), "tenant: no tenant is called 'x'; the trace has none"),
     ],
 )
 def test_impossible_arguments_are_refused(change: object, message: str) -> None:
