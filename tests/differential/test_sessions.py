@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvsim.core.cluster import RunOptions
@@ -108,6 +108,7 @@ def conversations(draw: st.DrawFn) -> tuple[Trace, Config]:
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(conversations())
 def test_hits_and_times_are_those_of_the_model(closed: bool, world: tuple[Trace, Config]) -> None:
     check(*world, RunOptions(closed_sessions=closed))
