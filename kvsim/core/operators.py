@@ -99,18 +99,20 @@ def prefill_attention(
     kv_heads: Numbers,
     head_dim: Numbers,
     kv_value_bytes: Numbers = 2,
+    window: Numbers = np.inf,
 ) -> Call:
     """Chunks of prompts against themselves and what lies before them, in 16-bit arithmetic.
 
-    ``pairs``: query-key pairs that causality leaves, summed over the requests (chunk x context + chunk^2 / 2); each
-    is two multiply-adds per head and dimension. ``kv_tokens``: context and chunk together. KV, queries and outputs
-    cross the memory once. Queries come in blocks of ``QUERY_ROWS``, filled up with nothing, each on one SM, so a call
-    takes at least the walk of one block over all keys of its request: a short chunk behind a long context leaves most
-    SMs idle. Coordinates: ``span``, mean keys of a query; ``blocks`` of all heads; ``group``, query heads per KV head.
+    ``pairs``: query-key pairs that causality and a ``window`` leave, summed over the requests (all keys: chunk x
+    context + chunk^2 / 2); each is two multiply-adds per head and dimension. ``kv_tokens``: those of context and chunk
+    that are read. KV, queries and outputs cross the memory once. Queries come in blocks of ``QUERY_ROWS``, filled up
+    with nothing, each on one SM, so a call takes at least the walk of one block over all its keys: a short chunk behind
+    a long context leaves most SMs idle. Coordinates: ``span``, mean keys of a query; ``blocks`` of all heads;
+    ``group``, query heads per KV head.
     """
     blocks = np.ceil(query_tokens / requests / QUERY_ROWS)
     padded = blocks * QUERY_ROWS * requests / query_tokens
-    walk = QUERY_ROWS * kv_tokens / requests * figure(gpu, "sm_count")
+    walk = QUERY_ROWS * np.minimum(kv_tokens / requests, window + QUERY_ROWS) * figure(gpu, "sm_count")
     arithmetic_s = 4 * head_dim * np.maximum(heads * pairs * padded, walk) / gpu.bf16_flops_per_s
     moved = 2 * kv_value_bytes * kv_heads * head_dim * kv_tokens + 4 * heads * head_dim * query_tokens
     coordinates = {
@@ -146,6 +148,35 @@ def decode_attention(
         "cache": kv_bytes / figure(gpu, "l2_bytes"),
     }
     return Call(moved / gpu.hbm_bytes_per_s + ATTENTION_START_S, coordinates)
+
+
+def latent_decode_attention(
+    gpu: Gpu,
+    kv_tokens: Floats,
+    requests: Floats,
+    heads: Numbers,
+    kv_rank: Numbers,
+    rope_dim: Numbers,
+    kv_value_bytes: Numbers = 2,
+) -> Call:
+    """Absorbed latent attention: one query per request and head against the latent vectors themselves, each read once
+    for all heads, as key (``kv_rank`` + ``rope_dim`` values) and as value (``kv_rank``).
+
+    With 128 heads it is as much bound by arithmetic as by memory (242 FLOPs a byte). Source: DeepSeek-V2, arXiv
+    2405.04434. Coordinates: ``span``, mean vectors per request; ``sequences``, requests; ``heads``; ``cache``, bytes
+    over the size of the L2 cache.
+    """
+    width = 2 * kv_rank + rope_dim
+    kv_bytes = kv_value_bytes * (kv_rank + rope_dim) * kv_tokens
+    moved = kv_bytes + 2 * heads * width * requests
+    arithmetic_s = 2 * heads * width * kv_tokens / gpu.bf16_flops_per_s
+    coordinates = {
+        "span": kv_tokens / requests,
+        "sequences": requests,
+        "heads": np.broadcast_to(np.asarray(heads, np.float64), np.shape(kv_tokens)),
+        "cache": kv_bytes / figure(gpu, "l2_bytes"),
+    }
+    return Call(np.maximum(arithmetic_s, moved / gpu.hbm_bytes_per_s) + ATTENTION_START_S, coordinates)
 
 
 def experts(
