@@ -25,7 +25,7 @@ class Calibrated:
 
     GEMMs, attention and all-reduces are priced from surfaces fitted to measured kernels (``engine``: whose kernels;
     ``surfaces``: a file written by ``kvsim calibrate`` instead of the shipped ones), the other operators, and GPUs
-    without surfaces, by the constants of ``roofline``. Experts of a mixture get equal shares of the tokens. Quantised
+    without surfaces, by the constants of ``roofline``. Tokens choose the experts of a mixture at random. Quantised
     weights and 8-bit KV are priced where their kernels were measured; writing activations in fewer bits costs nothing
     here, as where it is fused. Weights and KV are never priced below what memory delivers them in, since between two
     calls the rest of the model has flushed the cache that a benchmark finds warm.
@@ -86,9 +86,11 @@ class _Measured(Rank):
         return super().linear_s(_graph_sizes(tokens, self.graph_tokens))
 
     def experts_s(self, mlp: Experts, tokens: Counts) -> Seconds:
-        """Seconds of the experts, tokens spread evenly over them; weights in use are read from memory."""
+        """Seconds of the experts, each token choosing its own at random; weights in use are read from memory."""
         form = self.format_of("experts")
-        surface = self._surface("experts", form)
+        model = f"{self.model.hidden_size}x{mlp.width}x{mlp.per_token}x{mlp.count}"
+        known = self.file.surfaces if self.file is not None else {}
+        surface = known.get(f"experts/{form}/{model}") or known.get(f"experts/{form}")
         if surface is None:
             if self.file is None and form == BF16:
                 return super().experts_s(mlp, tokens)

@@ -149,7 +149,7 @@ class Rank:
         )
 
     def experts_s(self, mlp: Experts, tokens: Counts) -> Seconds:
-        """Seconds of the experts in use on this rank, tokens spread evenly over them: two GEMMs and an activation."""
+        """Seconds of the experts in use on this rank, chosen at random by each token: two GEMMs and an activation."""
         form, hidden = self.format_of("experts"), self.model.hidden_size
         at = self.experts_call(self.gpu, mlp, tokens, form).coordinates
         rows, matrices = at["per_expert"] * at["active"], 3 if mlp.gated else 2
@@ -161,19 +161,19 @@ class Rank:
 
     def experts_call(self, gpu: Gpu, mlp: Experts, tokens: Counts, form: str) -> Call:
         """The fused experts of this rank: a slice of each, or with expert parallelism whole ones of its own."""
-        ranks, width = self._dealt(mlp)
+        (ranks, width), hidden = self._dealt(mlp), self.model.hidden_size
         routed = np.maximum(tokens, 1)
+        awake = operators.awake_experts(routed, mlp.per_token, mlp.count)
         return operators.experts(
-            gpu, routed, self.model.hidden_size, width, mlp.per_token, mlp.count, ranks, number_format=form
+            gpu, routed, hidden, width, mlp.per_token, mlp.count, ranks, number_format=form, awake=awake
         )
 
     def expert_bytes(self, mlp: Experts, tokens: Counts, form: str) -> Seconds:
         """Bytes of the experts on this rank that so many tokens wake."""
         ranks, width = self._dealt(mlp)
-        in_use: Seconds = np.ceil(np.minimum(tokens * mlp.per_token, mlp.count) / ranks)
+        in_use = np.maximum(operators.awake_experts(np.maximum(tokens, 1), mlp.per_token, mlp.count) / ranks, 1.0)
         weights = (3 if mlp.gated else 2) * self.model.hidden_size * width
-        awake_bytes: Seconds = in_use * (weights * operators.FORMATS[form].weight_bytes)
-        return awake_bytes
+        return in_use * (weights * operators.FORMATS[form].weight_bytes)
 
     def _dealt(self, mlp: Experts) -> tuple[int, int]:
         """Over how many ranks experts are dealt out (1: none), and columns of an expert on each."""

@@ -91,6 +91,15 @@ AXES: dict[str, Layout] = {
         ({"skew": (1, 2), "per_expert": (1, 4, 16, 64, 256, 1024, 8192), "ranks": (1, 2, 4, 8, 32, 128)},),
         flat=0.1,
     ),
+    "experts_of_model": Layout(
+        {
+            "per_expert": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 16384),
+            "active": (1, 4, 16, 64, 256),
+            "width": (32, 128, 512, 2048, 8192),
+        },
+        smooth=0.01,
+        flat=0.01,
+    ),
     "all_reduce": Layout(
         {"bytes": tuple(float(2**power) for power in range(8, 30)), "ranks": (2, 4, 8)},
         smooth=0.1,

@@ -139,19 +139,35 @@ def latent_decode_attention(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Sam
 
 def experts(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
     """Fused expert MLPs of one rank, by number format and all kernels that an engine chose for it; a shape is what a
-    rank of a model's layout computes (hidden size, expert size, experts per token, experts, ranks of both kinds)."""
+    rank of a model's layout computes (hidden size, expert size, experts per token, experts, ranks of both kinds).
+
+    Engines tune these kernels by hand for some models, which no axis shows: each model that was measured gets a surface
+    of its own beside, over evenly spread tokens (``FORMAT/HIDDENxWIDTHxCHOSENxEXPERTS``). There a shape is a layout.
+    """
     for measured, name in MOE_FORMATS.items():
         rows = table["moe_dtype"] == measured
         if rows.sum() >= FEWEST_ROWS and getattr(gpu, operators.FORMATS[name].peak) is not None:
             part = _rows(table, rows)
-            columns = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
-            tokens, hidden, width, choices, count, tensor_ranks, ranks = (part[column] for column in columns)
-            skew = part["distribution"] != "balanced"  # exponents 1.01 and 1.2 differ by less than their noise
-            call = operators.experts(gpu, tokens, hidden, width / tensor_ranks, choices, count, ranks, skew, name)
-            yield (
-                f"experts/{name}",
-                Samples(call, part["latency"] / 1e3, folds(hidden, width, choices, count, tensor_ranks, ranks)),
-            )
+            yield f"experts/{name}", _expert_samples(part, gpu, name)
+            models = list(zip(*(part[column].tolist() for column in EXPERT_MODEL), strict=True))
+            for model in sorted(set(models)):
+                of_model = np.array([each == model for each in models]) & (part["distribution"] == "balanced")
+                if of_model.sum() >= FEWEST_OF_MODEL:
+                    own = f"experts/{name}/{'x'.join(map(str, map(int, model)))}"
+                    yield own, _expert_samples(_rows(part, of_model), gpu, name)
+
+
+EXPERT_MODEL = ("hidden_size", "inter_size", "topk", "num_experts")
+FEWEST_OF_MODEL = 150
+"""A model with fewer measurements of its experts gets no surface of its own."""
+
+
+def _expert_samples(part: Columns, gpu: Gpu, name: str) -> Samples:
+    hidden, width, choices, count = (part[column] for column in EXPERT_MODEL)
+    tokens, tensor_ranks, ranks = (part[column] for column in ("num_tokens", "moe_tp_size", "moe_ep_size"))
+    skew = part["distribution"] != "balanced"  # exponents 1.01 and 1.2 differ by less than their noise
+    call = operators.experts(gpu, tokens, hidden, width / tensor_ranks, choices, count, ranks, skew, name)
+    return Samples(call, part["latency"] / 1e3, folds(hidden, width, choices, count, tensor_ranks, ranks))
 
 
 MOE_FORMATS = {

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import kvsim
 from kvsim.core import operators
 from kvsim.core.errors import InputError
+from kvsim.core.layers import Attention
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
 from kvsim.core.surface import Factor, Surface, SurfaceFile, read_surfaces, write_surfaces
@@ -57,8 +58,8 @@ def ideal(folder: Path) -> Path:
 def prompt_attention_s(tokens: int, context: int = 0) -> float:
     """The bound of one chunk, all layers."""
     pairs, keys = tokens * context + tokens**2 / 2, tokens + context
-    numbers = (np.array([float(each)]) for each in (pairs, tokens, keys, 1))
-    return LLAMA.layers * float(operators.prefill_attention(H100, *numbers, 32, 8, 128).bound_s[0])
+    one, two, three, four = (np.array([float(each)]) for each in (pairs, tokens, keys, 1))
+    return LLAMA.layers * float(operators.prefill_attention(H100, one, two, three, four, 32, 8, 128).bound_s[0])
 
 
 def test_at_full_utilisation_attention_takes_its_bound(tmp_path: Path) -> None:
@@ -255,8 +256,9 @@ def test_a_mixture_is_refused_where_its_experts_were_not_measured() -> None:
     ):
         with pytest.raises(InputError, match=what):
             Calibrated().start(model, load_gpu(gpu), 2)
-    assert MIXTRAL.stack[0].mlp is not None
-    layer = replace(MIXTRAL.stack[0], mixer=replace(MIXTRAL.stack[0].mixer, heads=30, kv_heads=6))
+    mixer = MIXTRAL.stack[0].mixer
+    assert isinstance(mixer, Attention)
+    layer = replace(MIXTRAL.stack[0], mixer=replace(mixer, heads=30, kv_heads=6))
     with pytest.raises(InputError, match="3 ranks cannot share the 14336 columns of an expert"):
         Calibrated().start(replace(MIXTRAL, stack=(layer,) * 32), H100, 3)
 
