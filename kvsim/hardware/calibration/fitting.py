@@ -88,7 +88,11 @@ AXES: dict[str, Layout] = {
             "width": (32, 128, 512, 2048, 8192),
             "hidden": (2048, 7168),
         },
-        ({"skew": (1, 2), "per_expert": (1, 4, 16, 64, 256, 1024, 8192), "ranks": (1, 2, 4, 8, 32, 128)},),
+        (
+            {"skew": (1, 2), "per_expert": (1, 4, 16, 64, 256, 1024, 8192), "ranks": (1, 2, 4, 8, 32, 128)},
+            # Few tokens that favour some of many experts wake fewer than even ones would.
+            {"skew": (1, 2), "per_expert": (1, 4, 16, 64, 512), "active": (1, 4, 16, 64, 256)},
+        ),
         flat=0.1,
     ),
     "experts_of_model": Layout(
