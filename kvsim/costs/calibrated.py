@@ -86,18 +86,30 @@ class _Measured(Rank):
         return super().linear_s(_graph_sizes(tokens, self.graph_tokens))
 
     def experts_s(self, mlp: Experts, tokens: Counts) -> Seconds:
-        """Seconds of the experts, each token choosing its own at random; weights in use are read from memory."""
+        """Seconds of the experts, each token choosing its own at random; weights in use are read from memory.
+
+        With one fp8 scale per tensor they take no longer than with scales per block: those ran Triton's kernel, which
+        serves either, where the others on Hopper had a CUTLASS kernel two to five times as slow.
+        """
         form = self.format_of("experts")
-        model = f"{self.model.hidden_size}x{mlp.width}x{mlp.per_token}x{mlp.count}"
-        known = self.file.surfaces if self.file is not None else {}
-        surface = known.get(f"experts/{form}/{model}") or known.get(f"experts/{form}")
-        if surface is None:
+        found = [
+            self._expert_kernel_s(mlp, tokens, each) for each in ((form, "fp8_block") if form == "fp8" else (form,))
+        ]
+        measured = [each for each in found if each is not None]
+        if not measured:
             if self.file is None and form == BF16:
                 return super().experts_s(mlp, tokens)
             raise self.model.untimed(f"a mixture of experts, not measured on {self.gpu.name} in {form}")
-        seconds = surface.seconds(self.experts_call(self.reached, mlp, tokens, form))
-        floored: Seconds = np.maximum(seconds, self.expert_bytes(mlp, tokens, form) / self._stream_bytes_per_s())
+        floor_s = self.expert_bytes(mlp, tokens, form) / self._stream_bytes_per_s()
+        floored: Seconds = np.maximum(np.min(measured, axis=0), floor_s)
         return floored
+
+    def _expert_kernel_s(self, mlp: Experts, tokens: Counts, form: str) -> Seconds | None:
+        """As measured in a format: with this model's experts, else with those of all models; None: not measured."""
+        model = f"{self.model.hidden_size}x{mlp.width}x{mlp.per_token}x{mlp.count}"
+        known = self.file.surfaces if self.file is not None else {}
+        surface = known.get(f"experts/{form}/{model}") or known.get(f"experts/{form}")
+        return None if surface is None else surface.seconds(self.experts_call(self.reached, mlp, tokens, form))
 
     def gemm_s(self, m: Counts, n: int, k: int, part: Part) -> Seconds:
         form = self.format_of(part)
@@ -131,11 +143,10 @@ class _Measured(Rank):
             seconds = np.minimum(seconds, ratio * whole.seconds(operators.gemm(self.reached, m, n, k, "fp8")))
         return seconds
 
-    def all_reduce_s(self, tokens: Counts) -> Seconds | float:
-        if self.all_reduce is None or self.tp == 1:
-            return super().all_reduce_s(tokens)
-        message_bytes = tokens * self.model.hidden_size * self.model.dtype_bytes
-        return self.all_reduce.seconds(operators.collective(self.reached, np.maximum(message_bytes, 1), self.tp))
+    def node_all_reduce_s(self, message_bytes: Counts) -> Seconds:
+        if self.all_reduce is None:
+            return super().node_all_reduce_s(message_bytes)
+        return self.all_reduce.seconds(operators.collective(self.reached, np.maximum(message_bytes, 1), self.near))
 
     def decode_s(self, mixer: Timed, kv_tokens: Counts, decodes: Counts) -> Seconds:
         _, surface = self.attention[mixer]

@@ -44,6 +44,14 @@ FORMATS: Final[Mapping[str, str]] = MappingProxyType(
 LAYOUTS: Final = ("enable_expert_parallel",)
 """Keys of a layout that a rank can be priced in, beside ``tensor_parallel_size``."""
 
+NETWORK_SHARE: Final = 0.9
+"""Of a network's data sheet that arrives: thresholds of Azure/azurehpc-health-checks at 0e0a1ac2 are 180 of 200 and
+380 of 400 Gbit/s."""
+
+HOP_S: Final = 2e-5
+"""A message from node to node: small all-reduces over 2 x 8 A100 take 45 us, two hops, longer than over 8 (Vidur's
+profiles at 7d475133, a100_dgx; an Ethernet of about 100 Gbit/s a node)."""
+
 Counts = NDArray[np.int64]
 Seconds = NDArray[np.float64]
 Timed = Attention | LatentAttention
@@ -60,6 +68,19 @@ class Rank:
         model.check(layout)
         self.host_step_s, self.model, self.gpu, self.layout = host_step_s, model, gpu, layout
         self.tp = layout.tensor_parallel_size
+        self.near = min(self.tp, gpu.gpus_per_node)  # ranks of one node
+        if self.tp % self.near:
+            raise InputError(
+                f"{self.tp} ranks do not fill nodes of {self.near} {gpu.name}",
+                key="tensor_parallel_size",
+                hint=f"a multiple of {self.near}, or the GPU's gpus_per_node",
+            )
+        if self.tp > self.near and gpu.network_bytes_per_s is None:
+            raise InputError(
+                f"{self.tp} ranks span nodes of {self.near} {gpu.name}, whose network_bytes_per_s is not known",
+                key="tensor_parallel_size",
+                hint=f"at most {self.near}, or add it to the GPU's data file",
+            )
         self.last = stage == layout.pipeline_parallel_size - 1
         self.efficiency = {**GENERIC, **gpu.efficiency}
         self.layers = model.groups(model.stage(layout, stage))
@@ -211,13 +232,27 @@ class Rank:
         return bytes_moved / (self.gpu.hbm_bytes_per_s * fitted.memory) + fitted.fixed_s
 
     def all_reduce_s(self, tokens: Counts) -> Seconds | float:
-        """Sum of the ranks' hidden states: a ring sends 2 (tp - 1) / tp of the message over each link."""
+        """Sum of the tensor-parallel ranks' hidden states: within each node, and of each GPU's share across nodes.
+
+        Source: hierarchical all-reduce (reduce-scatter, ring over the nodes, all-gather), as NCCL does it.
+        """
         if self.tp == 1:
             return 0.0
-        fitted = self.efficiency["all_reduce"]
         message_bytes = tokens * self.model.hidden_size * self.model.dtype_bytes
-        ring_bytes = message_bytes * 2 * (self.tp - 1) / self.tp
-        return ring_bytes / (self.gpu.gpu_link_bytes_per_s * fitted.memory) + fitted.fixed_s
+        seconds = self.node_all_reduce_s(message_bytes)
+        nodes = self.tp // self.near
+        if nodes == 1:
+            return seconds
+        sent = 2 * (nodes - 1) / nodes * message_bytes / self.near
+        bytes_per_s = NETWORK_SHARE * operators.figure(self.gpu, "network_bytes_per_s")
+        return seconds + sent / bytes_per_s + 2 * (nodes - 1) * HOP_S
+
+    def node_all_reduce_s(self, message_bytes: Counts) -> Seconds:
+        """Seconds of an all-reduce over the ranks of a node: a ring sends 2 (n - 1) / n of it over each link."""
+        fitted = self.efficiency["all_reduce"]
+        ring_bytes = message_bytes * 2 * (self.near - 1) / self.near
+        seconds: Seconds = ring_bytes / (self.gpu.gpu_link_bytes_per_s * fitted.memory) + fitted.fixed_s
+        return seconds
 
     # ---- attention
 

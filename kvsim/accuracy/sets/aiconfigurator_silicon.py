@@ -29,13 +29,11 @@ MODELS = {
     "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
 }
 MIXTURES = {
-    "openai/gpt-oss-120b": ("gpt-oss-120b", ("nvfp4",), None),
-    "deepseek-ai/DeepSeek-V3": ("deepseek-v3", ("fp8", "fp8_block"), None),
-    "deepseek-ai/DeepSeek-R1": ("deepseek-r1", ("fp8", "fp8_block"), None),
-    "Qwen/Qwen3-235B-A22B-FP8": ("qwen3-235b-a22b", ("fp8",), "fp8"),
+    "openai/gpt-oss-120b": ("gpt-oss-120b", ("nvfp4",)),
+    "deepseek-ai/DeepSeek-V3": ("deepseek-v3", ("fp8", "fp8_block")),
+    "deepseek-ai/DeepSeek-R1": ("deepseek-r1", ("fp8", "fp8_block")),
 }
-"""Catalogue name, how the rows name the format that is meant (gpt-oss is stored in mxfp4, DeepSeek in blocks of fp8),
-and what has to be quantised."""
+"""Catalogue name, and how the rows name the checkpoint's own format (mxfp4; fp8 in blocks)."""
 GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200-sxm", "gb200": "gb200", "l40s": "l40s"}
 MEASURED_ENGINES = {"h100_sxm": ("vllm", "trtllm", "sglang"), "h200_sxm": ("vllm", "trtllm", "sglang")}
 """Whose kernels were measured; elsewhere vLLM's stand for them."""
@@ -68,7 +66,7 @@ def _not_simulated(row: dict[str, str]) -> str:
     if row["model_path"] not in MODELS | MIXTURES or row["system"] not in GPUS:
         return "models or GPUs that are not in the catalogue"
     if row["model_path"] in MIXTURES:
-        _, formats, _ = MIXTURES[row["model_path"]]
+        _, formats = MIXTURES[row["model_path"]]
         if row["moe_quant_mode"] not in formats:
             return "mixtures in formats other than their checkpoint's"
         if row["attention_dp_size"] not in ("", "1.0") or row["pp_size"] not in ("", "1.0"):
@@ -77,6 +75,8 @@ def _not_simulated(row: dict[str, str]) -> str:
             return "mixtures on kernels that were not measured on that GPU"
         if float(row["tp_size"]) not in (float(row["moe_ep_size"]), float(row["moe_tp_size"])):
             return "mixtures with experts both dealt out and sliced"
+        if float(row["tp_size"]) > 64:
+            return "attention heads that the ranks cannot share"
         return "" if row["concurrency"] else "no concurrency given"
     if row["gemm_quant_mode"] == "nvfp4":
         return "4 bit weights of a 16 bit model: the scenario has no key for them yet"
@@ -88,10 +88,10 @@ def _not_simulated(row: dict[str, str]) -> str:
 
 
 def _run(row: dict[str, str], file: Path) -> Served:
-    model, _, quantization = MIXTURES.get(row["model_path"]) or (MODELS[row["model_path"]], (), None)
+    mixture = row["model_path"] in MIXTURES
+    model = MIXTURES[row["model_path"]][0] if mixture else MODELS[row["model_path"]]
     gpu, ranks = GPUS[row["system"]], int(float(row["tp_size"]))
     concurrency, isl, osl = int(float(row["concurrency"])), int(row["isl"]), int(row["osl"])
-    mixture = row["model_path"] in MIXTURES
     fp8 = row["gemm_quant_mode"] == "fp8" and not mixture
     dealt = mixture and ranks > 1 and float(row["moe_ep_size"]) == ranks
     inference_x = "; model=" in row["silicon_data_source"]
@@ -111,7 +111,7 @@ def _run(row: dict[str, str], file: Path) -> Served:
             model,
             gpu,
             ranks,
-            quantization="fp8" if fp8 else quantization,
+            quantization="fp8" if fp8 else None,
             max_model_len=isl + osl + 16,
             kv=kv,
             enable_expert_parallel=dealt or None,
