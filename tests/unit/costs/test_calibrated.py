@@ -232,13 +232,15 @@ MIXTRAL = load_model("mixtral-8x7b")
 
 
 def test_a_mixture_reads_the_experts_that_its_tokens_wake() -> None:
-    """One token wakes two of Mixtral's eight experts, four wake all; on two GPUs each reads half of every one."""
+    """One token wakes two of Mixtral's eight experts, four wake 5.5 by chance, 64 all; on two GPUs each reads half of
+    every one."""
     a_layer = 3 * 4096 * 14336 * 2 / (0.9115 * H100.hbm_bytes_per_s)  # s for one expert, at the best measured stream
-    one, four = (replace(NO_HOST).start(MIXTRAL, H100, 2).step_s(decodes(n, 1)) for n in (1, 4))
+    one, four, many = (replace(NO_HOST).start(MIXTRAL, H100, 2).step_s(decodes(n, 1)) for n in (1, 4, 64))
     bound_s = 32 * a_layer / 2
     assert one > 2 * bound_s
-    assert four > 8 * bound_s
-    assert four - one == pytest.approx(6 * bound_s, rel=0.35)
+    assert four > 5.46 * bound_s
+    assert many > 8 * bound_s
+    assert four - one == pytest.approx(3.47 * bound_s, rel=0.35)
     alone = replace(NO_HOST).start(MIXTRAL, replace(H100, memory_bytes=2 * H100.memory_bytes), 1).step_s(decodes(4, 1))
     assert 1.5 * four < alone < 2 * four
 
