@@ -17,7 +17,7 @@ from kvsim.core import plugins
 from kvsim.core.cluster import QUEUE_LIMITS, Cluster, HostMemory, Pool, RunOptions
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
-from kvsim.core.layout import Layout
+from kvsim.core.layout import ONE_GPU, Layout
 from kvsim.core.model import ModelSpec
 from kvsim.core.seats import StepCost
 from kvsim.core.trace import Trace
@@ -291,7 +291,7 @@ class _PoolResolver:
         timed = getattr(cost, "layouts", ())
         for name in LAYOUT[1:]:
             value, key = self._own(name)
-            if value not in (1, False) and name not in timed:
+            if value != getattr(ONE_GPU, name) and name not in timed:
                 cost_name = self._name("cost")
                 raise self.scenario.source.error(
                     f"{value!r} is not modelled yet: its memory is counted, but cost {cost_name} cannot time it",

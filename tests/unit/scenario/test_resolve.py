@@ -126,6 +126,10 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
             "cluster: {pipeline_parallel_size: 2}\n",
             "3: cluster.pipeline_parallel_size: 2 is not modelled yet: its memory is counted, but cost roofline can",
         ),
+        (
+            "model: qwen3-30b-a3b\ncluster: {tensor_parallel_size: 2, enable_expert_parallel: true}\ncost: {name: affine}\n",
+            "4: cluster.enable_expert_parallel: True is not modelled yet: its memory is counted, but cost affine cannot",
+        ),
         ("cluster: {pipeline_parallel_size: 40}\n", "3: cluster.pipeline_parallel_size: 40 stages cannot share the 32"),
         ("cluster: {data_parallel_size: 2}\n", "3: cluster.data_parallel_size: llama-3.1-8b has no experts to share; "),
         (
