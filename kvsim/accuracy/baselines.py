@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from kvsim.core.hardware import Efficiency, Gpu
 from kvsim.core.model import ModelSpec
 from kvsim.core.seats import StepCost
-from kvsim.costs.roofline import GENERIC, Roofline
+from kvsim.costs.rank import GENERIC
+from kvsim.costs.roofline import Roofline
 
 IDEAL = Efficiency(compute=1.0, memory=1.0, fixed_s=0.0)
 

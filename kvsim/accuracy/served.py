@@ -95,10 +95,12 @@ def scenario(
     max_num_batched_tokens: int | None = None,
     max_model_len: int | None = None,
     quantization: str | None = None,
+    enable_expert_parallel: bool | None = None,
     kv: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keys of a scenario that serves a model on so many GPUs; what is None is left to the preset."""
     cluster = {"gpu": gpu, "tensor_parallel_size": ranks, "max_model_len": max_model_len, "quantization": quantization}
+    cluster["enable_expert_parallel"] = enable_expert_parallel
     limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
     return {
         "model": model,

@@ -27,8 +27,9 @@ class Gpu:
     floating point has no ``fp8_flops_per_s``. ``efficiency`` maps an operator kind (see ``kvsim/costs/roofline.py``)
     to its fitted constants; ``surfaces`` maps an engine's name to its file of efficiency surfaces, which were measured
     on the GPU ``surfaces_of`` where this one was not. ``transfer_memory`` and ``transfer_compute`` then say by how much
-    larger a share of its data-sheet bandwidth and arithmetic this GPU reaches than that one. ``source`` maps each
-    figure to where it was read or measured.
+    larger a share of its data-sheet bandwidth and arithmetic this GPU reaches than that one. ``gpus_per_node`` are
+    joined by ``gpu_link_bytes_per_s``, nodes by ``network_bytes_per_s``, one GPU's share in one direction. ``source``
+    maps each figure to where it was read or measured.
     """
 
     name: str
@@ -45,6 +46,8 @@ class Gpu:
     fp4_flops_per_s: float | None = None
     int8_ops_per_s: float | None = None
     host_link_bytes_per_s: float | None = None
+    network_bytes_per_s: float | None = None
+    gpus_per_node: int = 8
     tdp_w: float | None = None
     idle_w: float | None = None
     price_usd_per_h: float | None = None

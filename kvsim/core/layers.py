@@ -94,6 +94,21 @@ class Attention:
             return (context_tokens - 1) % self.window + 1
         return min(context_tokens, self.window)
 
+    def pairs(self, tokens: float) -> float:
+        """Query-key pairs of the first so many tokens of a request, each with those that it sees.
+
+        A prompt's half square of them, ``tokens``^2 / 2, as FLOPs are counted; linear behind a window.
+
+        >>> Attention(32, 8, 128, window=1024).pairs(4096) == 4096 * 1024 - 1024**2 / 2
+        True
+        """
+        if self.window is None or tokens <= self.window:
+            return tokens * tokens / 2
+        if not self.chunked:
+            return self.window * tokens - self.window**2 / 2
+        whole, rest = divmod(tokens, self.window)
+        return whole * self.window**2 / 2 + rest * rest / 2
+
     def stored(self, context_tokens: int) -> int:
         """Tokens whose KV is still needed."""
         return self.attended(context_tokens)
@@ -344,11 +359,15 @@ Mixer = Attention | LatentAttention | LinearAttention
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: a mixer of tokens, a feed-forward block (either may be missing), and weights of its norms."""
+    """One layer: a mixer of tokens, a feed-forward block (either may be missing), and weights of its norms.
+
+    ``norms``: how many norms of the hidden size there are.
+    """
 
     mixer: Mixer | None
     mlp: Mlp | Experts | None
     norm_weights: int
+    norms: int = 2
 
     def weights(self, hidden_size: int, layout: Layout) -> Counter[Part]:
         """Weights on one rank (the one that holds most)."""

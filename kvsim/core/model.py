@@ -250,61 +250,6 @@ class ModelSpec:
     def _mixers(self) -> list[Any]:
         return [layer.mixer for layer, _ in self.groups() if layer.mixer is not None]
 
-    # A cost model that knows one shape of layer reads these; a model that has no such shape refuses to be priced by it.
-
-    @property
-    def heads(self) -> int:
-        """Query heads of a plain dense decoder. Raises InputError if this is none (as do the ones below)."""
-        return self._plain()[0].heads
-
-    @property
-    def kv_heads(self) -> int:
-        """KV heads of a plain dense decoder."""
-        return self._plain()[0].kv_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head of a plain dense decoder."""
-        return self._plain()[0].head_dim
-
-    @property
-    def intermediate_size(self) -> int:
-        """MLP columns of a plain dense decoder."""
-        return self._plain()[1].width
-
-    def uniform(self) -> tuple[Attention, Mlp | Experts]:
-        """The full attention and the gated MLP, or mixture, of every layer. Raises InputError naming what else is."""
-        layer = self.stack[0]
-        attention, mlp = layer.mixer, layer.mlp
-        other = ""
-        if len(self.groups()) > 1:
-            other = "layers of different kinds"
-        elif (
-            not isinstance(attention, Attention)
-            or attention.window is not None
-            or attention.value_dim
-            or attention.gated
-        ):
-            other = f"{attention.kind} attention" if attention and attention.kind != "full" else "unusual attention"
-        elif mlp is None or not mlp.gated:
-            other = "an MLP without gate"
-        if other or not isinstance(attention, Attention) or mlp is None:
-            raise self.untimed(other)
-        return attention, mlp
-
-    def _plain(self) -> tuple[Attention, Mlp]:
-        attention, mlp = self.uniform()
-        if not isinstance(mlp, Mlp):
-            raise self.untimed("a mixture of experts")
-        return attention, mlp
-
-    def check_16_bit(self) -> None:
-        """Raise InputError if weights or KV are stored in fewer bits: for cost models that know no other format."""
-        if self.quantization is not None:
-            raise self.untimed(f"{self.quantization.method} weights")
-        if self.kv_format != AUTO:
-            raise self.untimed("KV of fewer bits")
-
     def untimed(self, what: str) -> InputError:
         """What a cost model raises that has no prices for something of this model."""
         return InputError(

@@ -99,18 +99,20 @@ def prefill_attention(
     kv_heads: Numbers,
     head_dim: Numbers,
     kv_value_bytes: Numbers = 2,
+    window: Numbers = np.inf,
 ) -> Call:
     """Chunks of prompts against themselves and what lies before them, in 16-bit arithmetic.
 
-    ``pairs``: query-key pairs that causality leaves, summed over the requests (chunk x context + chunk^2 / 2); each
-    is two multiply-adds per head and dimension. ``kv_tokens``: context and chunk together. KV, queries and outputs
-    cross the memory once. Queries come in blocks of ``QUERY_ROWS``, filled up with nothing, each on one SM, so a call
-    takes at least the walk of one block over all keys of its request: a short chunk behind a long context leaves most
-    SMs idle. Coordinates: ``span``, mean keys of a query; ``blocks`` of all heads; ``group``, query heads per KV head.
+    ``pairs``: query-key pairs that causality and a ``window`` leave, summed over the requests (all keys: chunk x
+    context + chunk^2 / 2); each is two multiply-adds per head and dimension. ``kv_tokens``: those of context and chunk
+    that are read. KV, queries and outputs cross the memory once. Queries come in blocks of ``QUERY_ROWS``, filled up
+    with nothing, each on one SM, so a call takes at least the walk of one block over all its keys: a short chunk behind
+    a long context leaves most SMs idle. Coordinates: ``span``, mean keys of a query; ``blocks`` of all heads;
+    ``group``, query heads per KV head.
     """
     blocks = np.ceil(query_tokens / requests / QUERY_ROWS)
     padded = blocks * QUERY_ROWS * requests / query_tokens
-    walk = QUERY_ROWS * kv_tokens / requests * figure(gpu, "sm_count")
+    walk = QUERY_ROWS * np.minimum(kv_tokens / requests, window + QUERY_ROWS) * figure(gpu, "sm_count")
     arithmetic_s = 4 * head_dim * np.maximum(heads * pairs * padded, walk) / gpu.bf16_flops_per_s
     moved = 2 * kv_value_bytes * kv_heads * head_dim * kv_tokens + 4 * heads * head_dim * query_tokens
     coordinates = {
@@ -148,6 +150,35 @@ def decode_attention(
     return Call(moved / gpu.hbm_bytes_per_s + ATTENTION_START_S, coordinates)
 
 
+def latent_decode_attention(
+    gpu: Gpu,
+    kv_tokens: Floats,
+    requests: Floats,
+    heads: Numbers,
+    kv_rank: Numbers,
+    rope_dim: Numbers,
+    kv_value_bytes: Numbers = 2,
+) -> Call:
+    """Absorbed latent attention: one query per request and head against the latent vectors themselves, each read once
+    for all heads, as key (``kv_rank`` + ``rope_dim`` values) and as value (``kv_rank``).
+
+    With 128 heads it is as much bound by arithmetic as by memory (242 FLOPs a byte). Source: DeepSeek-V2, arXiv
+    2405.04434. Coordinates: ``span``, mean vectors per request; ``sequences``, requests; ``heads``; ``cache``, bytes
+    over the size of the L2 cache.
+    """
+    width = 2 * kv_rank + rope_dim
+    kv_bytes = kv_value_bytes * (kv_rank + rope_dim) * kv_tokens
+    moved = kv_bytes + 2 * heads * width * requests
+    arithmetic_s = 2 * heads * width * kv_tokens / gpu.bf16_flops_per_s
+    coordinates = {
+        "span": kv_tokens / requests,
+        "sequences": requests,
+        "heads": np.broadcast_to(np.asarray(heads, np.float64), np.shape(kv_tokens)),
+        "cache": kv_bytes / figure(gpu, "l2_bytes"),
+    }
+    return Call(np.maximum(arithmetic_s, moved / gpu.hbm_bytes_per_s) + ATTENTION_START_S, coordinates)
+
+
 def experts(
     gpu: Gpu,
     tokens: Numbers,
@@ -158,12 +189,14 @@ def experts(
     ranks: Numbers = 1,
     skew: Numbers = 0.0,
     number_format: str = "bfloat16",
+    awake: Numbers | None = None,
 ) -> Call:
     """Fused gated MLPs of the experts on one of ``ranks`` expert-parallel GPUs: gate, up and down GEMMs per token.
 
     ``tokens`` are those of all ranks; ``expert_size`` columns of an expert's MLP on this rank. Each token goes to
-    ``experts_per_token`` experts, which are distinct over tokens until every expert has one. ``skew`` is the exponent
-    of the power law by which experts are chosen (0: evenly); the busiest rank's time is meant.
+    ``experts_per_token`` experts, and ``awake`` of all experts are in use (None: as in benchmarks, the experts of
+    different tokens are distinct until every expert has one). ``skew`` is the exponent of the power law by which
+    experts are chosen (0: evenly); the busiest rank's time is meant.
     Weights of the experts in use, inputs and outputs cross the memory once.
 
     Coordinates: ``per_expert``, tokens that an expert in use works on; ``active``, experts in use on a rank;
@@ -174,7 +207,8 @@ def experts(
     floats: list[Floats] = [np.asarray(each, np.float64) for each in arguments]
     count, hidden, width, choices, all_experts, parts, exponent = np.broadcast_arrays(*floats)
     routed = count * choices
-    active = np.ceil(np.minimum(routed, all_experts) / parts)
+    in_use = np.ceil(np.minimum(routed, all_experts) / parts) if awake is None else awake / parts
+    active = np.maximum(in_use, 1.0)
     rows = np.maximum(routed / parts, active)
     weights = 3 * hidden * width
     moved = active * weights * form.weight_bytes + rows * hidden * (form.input_bytes + 2)
@@ -188,6 +222,23 @@ def experts(
         "skew": 1.0 + exponent,
     }
     return Call(np.maximum(arithmetic_s, moved / gpu.hbm_bytes_per_s) + START_S, coordinates)
+
+
+def awake_experts(tokens: Numbers, experts_per_token: int, experts: int) -> Floats:
+    """How many experts have work if each token chooses its own at random: experts x (1 - (1 - share)^tokens), (n,).
+
+    Few tokens of a real model share experts by chance: 32 tokens of gpt-oss-120b wake 82 of its 128, not 128.
+
+    >>> awake_experts(np.array([1, 4, 1000]), 2, 8).tolist()   # Mixtral
+    [2.0, 5.46875, 8.0]
+    """
+    left = np.asarray(tokens, np.int64)
+    idle: Floats = np.ones(left.shape)
+    power = 1.0 - experts_per_token / experts
+    while left.any():  # by squaring, so that no logarithm of the machine is asked
+        idle = np.where(left % 2 == 1, idle * power, idle)
+        left, power = left // 2, power * power
+    return experts * (1.0 - idle)
 
 
 def collective(gpu: Gpu, message_bytes: Numbers, ranks: Numbers, ring_passes: float = 2.0) -> Call:

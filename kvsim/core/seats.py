@@ -371,7 +371,11 @@ class StepCost(Protocol):
 
 
 class CostModel(Protocol):
-    """Parameters of a cost model; ``start`` binds them to what is being priced."""
+    """Parameters of a cost model; ``start`` binds them to what is being priced.
+
+    One that can time more of a layout than tensor parallelism names those sizes in ``layouts``, and gets the whole
+    ``Layout`` as ``start(..., layout=...)``.
+    """
 
     def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> StepCost:
         """The price list for this model on this GPU. Raises InputError if it cannot price it."""

@@ -1,4 +1,5 @@
-"""How long a step takes: one cost model per file.
+"""How long a step takes: one cost model per file. ``rank.py`` has the operators of every kind of layer, by the
+roofline's constants, and ``pieces.py`` prices steps from them; the two are shared by ``roofline`` and ``calibrated``.
 
 Implement: ``start(model, gpu, tensor_parallel_size) -> StepCost``, and on what it returns ``step_s(shape)`` and
 ``steps_s(shape, steps)`` (seats ``CostModel`` and ``StepCost`` in ``kvsim/core/seats.py``). A cost model is a frozen

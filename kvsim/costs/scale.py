@@ -56,6 +56,7 @@ class Scale:
         if not self._factors:
             return gpu
         known = {**generic, **gpu.efficiency}
+        known.setdefault("experts", known["gemm"])
         return replace(gpu, efficiency={kind: self._slower(kind, fitted) for kind, fitted in known.items()})
 
     def _slower(self, kind: str, fitted: Efficiency) -> Efficiency:

@@ -160,7 +160,7 @@ class _Reader:
         dense = self._mlp() if len(sparse) < self.layers else None
         experts = self._experts() if sparse else None
         for idx, kind in enumerate(kinds):
-            yield Layer(mixers[kind], experts if idx in sparse else dense, norms)
+            yield Layer(mixers[kind], experts if idx in sparse else dense, norms, self.family.norms)
 
     def _one_part_each(self, norms: int) -> Iterator[Layer]:
         """Nemotron-H: a layer is Mamba-2 (M), attention (*) or an MLP (-), as the pattern says."""
@@ -171,7 +171,7 @@ class _Reader:
         parts = {"M": self._mamba(), "*": self._mixer("full_attention"), "-": self._mlp()}
         for kind in self._per_layer(key, list(pattern)):
             part = parts[kind]
-            yield Layer(None, part, norms) if isinstance(part, Mlp) else Layer(part, None, norms)
+            yield Layer(None, part, norms, 1) if isinstance(part, Mlp) else Layer(part, None, norms, 1)
 
     # Token mixing
 

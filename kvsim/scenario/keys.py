@@ -182,7 +182,7 @@ class ClusterKeys(Section):
         "Checked; above 1 not timed yet. (Copies of a whole model are replicas.)",
     )
     enable_expert_parallel: bool = Field(
-        default=False, description="Deal out whole experts to the ranks instead of slices. Checked; not timed yet."
+        default=False, description="Deal out whole experts to the ranks instead of slices of each."
     )
     decode_context_parallel_size: int = Field(
         default=1, ge=1, description="Ranks that share the tokens of KV they would each hold. Checked; not timed yet."

@@ -18,7 +18,7 @@ from kvsim.core.cluster import QUEUE_LIMITS, Cluster, HostMemory, Pool, RunOptio
 from kvsim.core.content import carried_on
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
-from kvsim.core.layout import Layout
+from kvsim.core.layout import ONE_GPU, Layout
 from kvsim.core.model import ModelSpec
 from kvsim.core.seats import StepCost
 from kvsim.core.trace import Trace
@@ -221,8 +221,8 @@ class _PoolResolver:
         router, _ = self._seat("router")
         scheduler = self._scheduler(gpu)
         kv, ledger = self._kv(model, gpu, layout, scheduler)
-        self._refuse_untimed(layout)
         cost, cost_key = self._seat("cost")
+        self._refuse_untimed(cost)
         step_cost = self._start(cost, cost_key, model, gpu, layout)
         policies = {"router": router, "scheduler": scheduler, "kv": kv, "cost": cost}
         written: dict[str, Any] = {"role": self.keys.role, "replicas": self.keys.replicas}
@@ -254,7 +254,8 @@ class _PoolResolver:
     def _start(self, cost: Any, key: Key, model: ModelSpec, gpu: Gpu, layout: Layout) -> StepCost:
         """The cost model's prices; what it has against the model is reported at the model."""
         try:
-            step_cost: StepCost = cost.start(model, gpu, layout.tensor_parallel_size)
+            whole = {"layout": layout} if getattr(cost, "layouts", ()) else {}
+            step_cost: StepCost = cost.start(model, gpu, layout.tensor_parallel_size, **whole)
             return step_cost
         except InputError as error:
             if error.key == "model" and error.file is None:
@@ -290,15 +291,17 @@ class _PoolResolver:
             raise self.scenario.source.error(error.problem, self._own(str(error.key))[1], error.hint) from None
         return layout
 
-    def _refuse_untimed(self, layout: Layout) -> None:
-        """Layouts whose bytes are counted, and whose time no cost model knows yet."""
+    def _refuse_untimed(self, cost: Any) -> None:
+        """Layouts whose bytes are counted, and whose time this cost model does not know."""
+        timed = getattr(cost, "layouts", ())
         for name in LAYOUT[1:]:
             value, key = self._own(name)
-            if value not in (1, False):
+            if value != getattr(ONE_GPU, name) and name not in timed:
+                cost_name = self._name("cost")
                 raise self.scenario.source.error(
-                    f"{value!r} is not modelled yet: its memory is counted, but no cost model can time it",
+                    f"{value!r} is not modelled yet: its memory is counted, but cost {cost_name} cannot time it",
                     key,
-                    "tensor_parallel_size alone can be timed",
+                    f"{' and '.join(('tensor_parallel_size', *timed))} alone can be timed",
                 )
 
     def _stored(self) -> ModelSpec:

@@ -12,7 +12,9 @@ A100_FLOPS, A100_BYTES_PER_S = 312e12, 2e12
 def yi_attention_flops(tokens: int) -> float:
     """Causal: each query meets half of the tokens on average, with 4 FLOPs per value of a query (QK and AV)."""
     yi = load_model("yi-34b")
-    return 4 * yi.heads * yi.head_dim * yi.layers * tokens**2 / 2
+    attention = yi.stack[0].mixer
+    assert isinstance(attention, Attention)
+    return 4 * attention.heads * attention.head_dim * yi.layers * attention.pairs(tokens)
 
 
 def test_yi_34b_prefill_of_4k() -> None:
@@ -60,9 +62,11 @@ def test_swiftkv_halves_the_arithmetic_of_a_prompt_token() -> None:
     """Llama-3.1-70B: 302 to 154 GFLOP, 0.51, at 128K: half the layers compute K and V only (arXiv 2410.03960)."""
     llama, tokens = load_model("llama-3.1-70b"), 131072
     layer = llama.stack[0]
+    attention = layer.mixer
+    assert isinstance(attention, Attention)
     weights = layer.weights(llama.hidden_size, ONE_GPU)
-    whole = 2 * (weights["attention"] + weights["mlp"]) + 4 * llama.heads * llama.head_dim * tokens / 2
-    kv_only = 2 * llama.hidden_size * 2 * llama.kv_heads * llama.head_dim
+    whole = 2 * (weights["attention"] + weights["mlp"]) + 4 * attention.heads * attention.head_dim * tokens / 2
+    kv_only = 2 * llama.hidden_size * 2 * attention.kv_heads * attention.head_dim
     assert llama.layers * whole == pytest.approx(302e9, rel=0.03)
     assert (whole + kv_only) / (2 * whole) == pytest.approx(0.51, abs=0.01)
 

@@ -1,4 +1,4 @@
-"""Mean TTFT and TPOT at a fixed number of requests in flight: dense models, one engine for prefill and decode.
+"""Mean TTFT and TPOT at a fixed number of requests in flight, one engine for prefill and decode.
 
 Source: github.com/ai-dynamo/aiconfigurator at 095f58a5 (Apache-2.0), silicon_sample.csv; vLLM, TensorRT-LLM and SGLang
 on H100, H200 and B200. A run that is listed under several names counts once. Where no precision is given, the
@@ -28,6 +28,12 @@ MODELS = {
     "Qwen/Qwen3-32B": "qwen3-32b",
     "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
 }
+MIXTURES = {
+    "openai/gpt-oss-120b": ("gpt-oss-120b", ("nvfp4",)),
+    "deepseek-ai/DeepSeek-V3": ("deepseek-v3", ("fp8", "fp8_block")),
+    "deepseek-ai/DeepSeek-R1": ("deepseek-r1", ("fp8", "fp8_block")),
+}
+"""Catalogue name, and how the rows name the checkpoint's own format (mxfp4; fp8 in blocks)."""
 GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "b200_sxm": "b200-sxm", "gb200": "gb200", "l40s": "l40s"}
 MEASURED_ENGINES = {"h100_sxm": ("vllm", "trtllm", "sglang"), "h200_sxm": ("vllm", "trtllm", "sglang")}
 """Whose kernels were measured; elsewhere vLLM's stand for them."""
@@ -57,8 +63,21 @@ def runs(folder: Path) -> Iterator[Served | Skipped]:
 def _not_simulated(row: dict[str, str]) -> str:
     if row["mode"] != "agg":
         return "prefill and decode in separate pools, of DeepSeek models almost always"
-    if row["model_path"] not in MODELS:
-        return "mixtures of experts in layouts, formats or with attention that cannot be timed yet"
+    if row["model_path"] not in MODELS | MIXTURES or row["system"] not in GPUS:
+        return "models or GPUs that are not in the catalogue"
+    if row["model_path"] in MIXTURES:
+        _, formats = MIXTURES[row["model_path"]]
+        if row["moe_quant_mode"] not in formats:
+            return "mixtures in formats other than their checkpoint's"
+        if row["attention_dp_size"] not in ("", "1.0") or row["pp_size"] not in ("", "1.0"):
+            return "mixtures with attention in data parallel: cannot be timed yet"
+        if row["backend"] not in MEASURED_ENGINES.get(row["system"], ("vllm",)):
+            return "mixtures on kernels that were not measured on that GPU"
+        if float(row["tp_size"]) not in (float(row["moe_ep_size"]), float(row["moe_tp_size"])):
+            return "mixtures with experts both dealt out and sliced"
+        if float(row["tp_size"]) > 64:
+            return "attention heads that the ranks cannot share"
+        return "" if row["concurrency"] else "no concurrency given"
     if row["gemm_quant_mode"] == "nvfp4":
         return "4 bit weights of a 16 bit model: the scenario has no key for them yet"
     if not row["concurrency"]:
@@ -69,9 +88,12 @@ def _not_simulated(row: dict[str, str]) -> str:
 
 
 def _run(row: dict[str, str], file: Path) -> Served:
-    model, gpu, ranks = MODELS[row["model_path"]], GPUS[row["system"]], int(float(row["tp_size"]))
+    mixture = row["model_path"] in MIXTURES
+    model = MIXTURES[row["model_path"]][0] if mixture else MODELS[row["model_path"]]
+    gpu, ranks = GPUS[row["system"]], int(float(row["tp_size"]))
     concurrency, isl, osl = int(float(row["concurrency"])), int(row["isl"]), int(row["osl"])
-    fp8 = row["gemm_quant_mode"] == "fp8"
+    fp8 = row["gemm_quant_mode"] == "fp8" and not mixture
+    dealt = mixture and ranks > 1 and float(row["moe_ep_size"]) == ranks
     inference_x = "; model=" in row["silicon_data_source"]
     # Their pools would not hold these batches in 16 bit, and no request waited for one.
     kv = {"kv_cache_dtype": "fp8"} if fp8 and (inference_x or row["backend"] == "trtllm") else {}
@@ -85,7 +107,15 @@ def _run(row: dict[str, str], file: Path) -> Served:
         gpu,
         ranks,
         "closed",
-        scenario(model, gpu, ranks, quantization="fp8" if fp8 else None, max_model_len=isl + osl + 16, kv=kv),
+        scenario(
+            model,
+            gpu,
+            ranks,
+            quantization="fp8" if fp8 else None,
+            max_model_len=isl + osl + 16,
+            kv=kv,
+            enable_expert_parallel=dealt or None,
+        ),
         partial(_trace, min(REQUESTS_PER_SLOT * concurrency, max(MOST_REQUESTS, 2 * concurrency)), isl, osl, spread),
         {"ttft": float(row["silicon_ttft_ms"]), "tpot": float(row["silicon_tpot_ms"])},
         max_concurrency=concurrency,

@@ -63,10 +63,8 @@ def runs(folder: Path) -> Iterator[Served | Skipped]:
                 yield _overloaded(row, file)
 
 
-def _stage(row: dict[str, str], file: Path, tools: Any) -> Served | Skipped:
+def _stage(row: dict[str, str], file: Path, tools: Any) -> Served:
     model, gpu, ranks = MODELS[row["model"]], GPUS[row["gpu"]], int(row["tp"])
-    if row["precision"] != "FP16":
-        return Skipped(DATA_SET, "experts in 8 bit, attention in chunks: cannot be timed yet")
     spec, prompts = SPEC.search(row["workload_spec"]), PROMPTS.search(row["workload_spec"])
     stage = int(row["stage_index"])
     rate_per_s, duration_s = map(float, STAGE.findall(row["workload_spec"])[stage])
@@ -92,6 +90,7 @@ def _stage(row: dict[str, str], file: Path, tools: Any) -> Served | Skipped:
             max_num_seqs=128,
             max_num_batched_tokens=int(row["max_num_batched_tokens"]),
             max_model_len=4096,
+            quantization="fp8" if row["precision"] == "FP8" else None,
             kv={name: value for name, value in kv.items() if value is not None},
         ),
         partial(_trace, rate_per_s, min(duration_s, LONGEST_S), shared, question, output, groups, each),

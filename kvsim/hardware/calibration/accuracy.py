@@ -33,7 +33,8 @@ class Errors:
 
 def layout_of(name: str) -> fitting.Layout:
     """The knots of a surface by its name, ``kind/variant``."""
-    return fitting.AXES[name.partition("/")[0]]
+    kind, _, variant = name.partition("/")
+    return fitting.AXES["experts_of_model" if kind == "experts" and "/" in variant else kind]
 
 
 def left_out(samples: Samples, layout: fitting.Layout, groups: int = FOLDS) -> Floats:

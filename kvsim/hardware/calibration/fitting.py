@@ -29,7 +29,7 @@ class Layout:
     flat: float = 0.0
 
 
-AXES: Mapping[str, Layout] = {
+AXES: dict[str, Layout] = {
     "gemm": Layout(
         {
             "m": (1, 4, 8, 16, 17, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192, 32768),
@@ -64,6 +64,23 @@ AXES: Mapping[str, Layout] = {
         ),
         smooth=0.03,
     ),
+    "latent_prefill_attention": Layout(
+        {
+            "span": (0.5, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
+            "blocks": (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768, 131072),
+        },
+        smooth=0.03,
+        flat=0.01,
+    ),
+    "latent_decode_attention": Layout(
+        {
+            "span": (2, 64, 256, 1024, 2048, 4096, 8192, 32768, 131072),
+            "sequences": (1, 4, 16, 32, 64, 128, 256, 1024),
+            "heads": (1, 16, 32, 64, 128),
+        },
+        ({"cache": (0.125, 0.25, 0.5, 1, 2, 4, 8), "sequences": (1, 16, 128, 1024)},),
+        smooth=0.03,
+    ),
     "experts": Layout(
         {
             "per_expert": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 16384),
@@ -71,14 +88,28 @@ AXES: Mapping[str, Layout] = {
             "width": (32, 128, 512, 2048, 8192),
             "hidden": (2048, 7168),
         },
-        ({"skew": (1, 2), "per_expert": (1, 4, 16, 64, 256, 1024, 8192), "ranks": (1, 2, 4, 8, 32, 128)},),
+        (
+            {"skew": (1, 2), "per_expert": (1, 4, 16, 64, 256, 1024, 8192), "ranks": (1, 2, 4, 8, 32, 128)},
+            # Few tokens that favour some of many experts wake fewer than even ones would.
+            {"skew": (1, 2), "per_expert": (1, 4, 16, 64, 512), "active": (1, 4, 16, 64, 256)},
+        ),
         flat=0.1,
+    ),
+    "experts_of_model": Layout(
+        {
+            "per_expert": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 16384),
+            "active": (1, 4, 16, 64, 256),
+            "width": (32, 128, 512, 2048, 8192),
+        },
+        smooth=0.01,
+        flat=0.01,
     ),
     "all_reduce": Layout(
         {"bytes": tuple(float(2**power) for power in range(8, 30)), "ranks": (2, 4, 8)},
         smooth=0.1,
     ),
 }
+AXES |= {f"window_{kind}": AXES[kind] for kind in ("prefill_attention", "decode_attention")}
 """Where the knots of an operator kind lie: dense where kernels change (small m, L2 size), octaves apart elsewhere."""
 
 

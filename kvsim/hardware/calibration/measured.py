@@ -83,41 +83,91 @@ GEMM_FORMATS = {
 
 
 def prefill_attention(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
-    """Whole prompts in 16-bit arithmetic with full attention, by head size and KV format; a shape is the heads."""
-    table = _rows(table, (table["attn_dtype"] == "bfloat16") & _full_attention(table))
-    for variant, part in _by_head(table):
+    """Whole prompts in 16-bit arithmetic, by head size and KV format, those with a window apart; a shape is the heads.
+
+    A query sees ``min(its position, window)`` keys, a prompt of L tokens W L - W^2 / 2 pairs of them beyond a window W.
+    """
+    for variant, part, window in _by_head(_rows(table, table["attn_dtype"] == "bfloat16")):
         batch, length, heads, kv_heads, dim, kv_value_bytes = _attention_columns(part)
+        seen = np.minimum(length, window)
+        pairs = batch * (length * seen - seen**2 / 2)
+        tokens = batch * length
         call = operators.prefill_attention(
-            gpu, batch * length**2 / 2, batch * length, batch * length, batch, heads, kv_heads, dim, kv_value_bytes
+            gpu, pairs, tokens, tokens, batch, heads, kv_heads, dim, kv_value_bytes, window
         )
-        yield f"prefill_attention/{variant}", Samples(call, part["latency"] / 1e3, folds(heads, kv_heads))
+        yield variant.format("prefill_attention"), Samples(call, part["latency"] / 1e3, folds(heads, kv_heads))
 
 
 def decode_attention(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
-    """One new token per request with full attention, by head size and KV format; a shape is the heads."""
-    table = _rows(table, _full_attention(table))
-    for variant, part in _by_head(table):
+    """One new token per request, by head size and KV format, those with a window apart; a shape is the heads."""
+    for variant, part, window in _by_head(table):
         batch, _, heads, kv_heads, dim, kv_value_bytes = _attention_columns(part)
-        span = part["step"] + 1.0
+        span = np.minimum(part["step"] + 1.0, window)
         call = operators.decode_attention(gpu, batch * span, batch, heads, kv_heads, dim, kv_value_bytes)
-        yield f"decode_attention/{variant}", Samples(call, part["latency"] / 1e3, folds(heads, kv_heads))
+        yield variant.format("decode_attention"), Samples(call, part["latency"] / 1e3, folds(heads, kv_heads))
+
+
+LATENT = {"kv_rank": 512, "rope_dim": 64, "nope_dim": 128, "value_dim": 128}
+"""Sizes of latent attention in all tables: DeepSeek V2 to V3's."""
+
+
+def latent_prefill_attention(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
+    """Whole prompts against keys and values restored from latent vectors, in 16 bit; a shape is the heads of a rank.
+
+    Keys have 192 values and values 128, so a pair costs as much as with heads of 160.
+    """
+    part = _rows(table, table["kv_cache_dtype"] == "bfloat16")
+    batch, length, heads = (part[name].astype(np.float64) for name in ("batch_size", "isl", "num_heads"))
+    dim = (LATENT["nope_dim"] + LATENT["rope_dim"] + LATENT["value_dim"]) / 2
+    tokens = batch * length
+    call = operators.prefill_attention(gpu, tokens * length / 2, tokens, tokens, batch, heads, heads, dim)
+    yield "latent_prefill_attention/bfloat16", Samples(call, part["latency"] / 1e3, folds(heads))
+
+
+def latent_decode_attention(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
+    """One new token per request against latent vectors, by KV format; a shape is the heads of a rank."""
+    for kv_format, value_bytes in (("bfloat16", 2), ("fp8", 1)):
+        part = _rows(table, table["kv_cache_dtype"] == kv_format)
+        if len(part["latency"]) < FEWEST_ROWS:
+            continue
+        batch, heads = (part[name].astype(np.float64) for name in ("batch_size", "num_heads"))
+        call = operators.latent_decode_attention(
+            gpu, batch * (part["step"] + 1.0), batch, heads, LATENT["kv_rank"], LATENT["rope_dim"], value_bytes
+        )
+        yield f"latent_decode_attention/{kv_format}", Samples(call, part["latency"] / 1e3, folds(heads))
 
 
 def experts(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
     """Fused expert MLPs of one rank, by number format and all kernels that an engine chose for it; a shape is what a
-    rank of a model's layout computes (hidden size, expert size, experts per token, experts, ranks of both kinds)."""
+    rank of a model's layout computes (hidden size, expert size, experts per token, experts, ranks of both kinds).
+
+    Engines tune these kernels by hand for some models, which no axis shows: each model that was measured gets a surface
+    of its own beside, over evenly spread tokens (``FORMAT/HIDDENxWIDTHxCHOSENxEXPERTS``). There a shape is a layout.
+    """
     for measured, name in MOE_FORMATS.items():
         rows = table["moe_dtype"] == measured
         if rows.sum() >= FEWEST_ROWS and getattr(gpu, operators.FORMATS[name].peak) is not None:
             part = _rows(table, rows)
-            columns = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
-            tokens, hidden, width, choices, count, tensor_ranks, ranks = (part[column] for column in columns)
-            skew = part["distribution"] != "balanced"  # exponents 1.01 and 1.2 differ by less than their noise
-            call = operators.experts(gpu, tokens, hidden, width / tensor_ranks, choices, count, ranks, skew, name)
-            yield (
-                f"experts/{name}",
-                Samples(call, part["latency"] / 1e3, folds(hidden, width, choices, count, tensor_ranks, ranks)),
-            )
+            yield f"experts/{name}", _expert_samples(part, gpu, name)
+            models = list(zip(*(part[column].tolist() for column in EXPERT_MODEL), strict=True))
+            for model in sorted(set(models)):
+                of_model = np.array([each == model for each in models]) & (part["distribution"] == "balanced")
+                if of_model.sum() >= FEWEST_OF_MODEL:
+                    own = f"experts/{name}/{'x'.join(map(str, map(int, model)))}"
+                    yield own, _expert_samples(_rows(part, of_model), gpu, name)
+
+
+EXPERT_MODEL = ("hidden_size", "inter_size", "topk", "num_experts")
+FEWEST_OF_MODEL = 150
+"""A model with fewer measurements of its experts gets no surface of its own."""
+
+
+def _expert_samples(part: Columns, gpu: Gpu, name: str) -> Samples:
+    hidden, width, choices, count = (part[column] for column in EXPERT_MODEL)
+    tokens, tensor_ranks, ranks = (part[column] for column in ("num_tokens", "moe_tp_size", "moe_ep_size"))
+    skew = part["distribution"] != "balanced"  # exponents 1.01 and 1.2 differ by less than their noise
+    call = operators.experts(gpu, tokens, hidden, width / tensor_ranks, choices, count, ranks, skew, name)
+    return Samples(call, part["latency"] / 1e3, folds(hidden, width, choices, count, tensor_ranks, ranks))
 
 
 MOE_FORMATS = {
@@ -142,21 +192,24 @@ def all_reduce(table: Columns, gpu: Gpu) -> Iterator[tuple[str, Samples]]:
             yield f"all_reduce/{variant}", Samples(call, table["latency"][rows] / 1e3, folds(size))
 
 
-def _full_attention(table: Columns) -> NDArray[np.bool_]:
-    everything = np.ones(len(table["latency"]), dtype=np.bool_)
-    return everything & (table["window_size"] == 0) if "window_size" in table else everything
-
-
-def _by_head(table: Columns) -> Iterator[tuple[str, Columns]]:
+def _by_head(table: Columns) -> Iterator[tuple[str, Columns, Floats]]:
+    """Variants by head size, KV format and whether there is a window: a pattern of the name, its rows, their windows
+    (infinite: none)."""
+    windows = table["window_size"] if "window_size" in table else np.zeros(len(table["latency"]))
     for dim in np.unique(table["head_dim"]).tolist():
         for kv_format in ("bfloat16", "fp8"):
-            rows = (table["head_dim"] == dim) & (table["kv_cache_dtype"] == kv_format)
-            if rows.sum() >= FEWEST_ROWS:
-                yield f"{dim}/{kv_format}", _rows(table, rows)
+            for prefix, chosen, fewest in (("", windows == 0, FEWEST_ROWS), ("window_", windows > 0, FEWEST_WINDOWED)):
+                rows = (table["head_dim"] == dim) & (table["kv_cache_dtype"] == kv_format) & chosen
+                if rows.sum() >= fewest:
+                    window = np.where(windows[rows] > 0, windows[rows], np.inf).astype(np.float64)
+                    yield f"{prefix}{{}}/{dim}/{kv_format}", _rows(table, rows), window
 
 
 FEWEST_ROWS = 1000
 """A variant with fewer measurements gets no surface of its own."""
+
+FEWEST_WINDOWED = 400
+"""The same with a window: heads of 256 were measured with one window and few heads, which is better than none."""
 
 
 def _attention_columns(table: Columns) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:
@@ -175,6 +228,8 @@ READERS: Mapping[str, Reader] = {
     "gemm_perf": gemm,
     "context_attention_perf": prefill_attention,
     "generation_attention_perf": decode_attention,
+    "context_mla_perf": latent_prefill_attention,
+    "generation_mla_perf": latent_decode_attention,
     "moe_perf": experts,
     "custom_allreduce_perf": all_reduce,
 }
@@ -211,12 +266,36 @@ def engines(profiles: Path, gpu_name: str, only: Sequence[str] = ()) -> dict[str
 def samples(folder: Path, gpu: Gpu, only: str = "") -> Iterator[tuple[str, Samples]]:
     """All that a folder holds whose name begins with ``only``: ``kind/variant`` and its measured calls."""
     for table, read in READERS.items():
-        path = folder / f"{table}.parquet"
+        path = _table(folder, table)
         kind = read.__name__
+        kind = f"window_{kind}" if only.startswith("window_") else kind
         if path.is_file() and (kind.startswith(only) or only.startswith(kind)):
             for name, each in read(_parquet(path), gpu):
                 if name.startswith(only):
                     yield name, each
+
+
+LATENT_FROM: Mapping[str, tuple[str, ...]] = {
+    "context_mla_perf": ("trtllm",),
+    "generation_mla_perf": ("sglang", "trtllm"),
+}
+"""Whose kernels stand for latent attention. Prompts: TensorRT-LLM's, which restores keys and values as engines do,
+where SGLang's table holds the absorbed form. Decodes, unless an engine is listed itself: SGLang's FlashAttention 3,
+FlashInfer and Triton kernels, which vLLM has as well; vLLM's own tables hold 100 us and more of launches (0.14), or the
+block with its projections (later)."""
+
+
+def _table(folder: Path, table: str) -> Path:
+    """Where a table of an engine's folder is, or the newest one of the engine whose kernels stand for its own."""
+    engines = LATENT_FROM.get(table, ())
+    own = folder.name.partition("_")[0]
+    if engines and folder.parent.is_dir():
+        for engine in (own,) if own in engines else engines:
+            for other in sorted(folder.parent.glob(f"{engine}_*"), key=lambda each: _version(each.name), reverse=True):
+                if (other / f"{table}.parquet").is_file():
+                    return other / f"{table}.parquet"
+        return folder / "none"
+    return folder / f"{table}.parquet"
 
 
 def stream_share(folder: Path, gpu: Gpu) -> float:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import kvsim
 from kvsim.core import operators
 from kvsim.core.errors import InputError
+from kvsim.core.layers import Attention
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
 from kvsim.core.surface import Factor, Surface, SurfaceFile, read_surfaces, write_surfaces
@@ -57,8 +58,8 @@ def ideal(folder: Path) -> Path:
 def prompt_attention_s(tokens: int, context: int = 0) -> float:
     """The bound of one chunk, all layers."""
     pairs, keys = tokens * context + tokens**2 / 2, tokens + context
-    numbers = (np.array([float(each)]) for each in (pairs, tokens, keys, 1))
-    return LLAMA.layers * float(operators.prefill_attention(H100, *numbers, 32, 8, 128).bound_s[0])
+    one, two, three, four = (np.array([float(each)]) for each in (pairs, tokens, keys, 1))
+    return LLAMA.layers * float(operators.prefill_attention(H100, one, two, three, four, 32, 8, 128).bound_s[0])
 
 
 def test_at_full_utilisation_attention_takes_its_bound(tmp_path: Path) -> None:
@@ -219,11 +220,9 @@ def test_fewer_bits_take_less_time(stored: ModelSpec, shape: BatchShape, least: 
         (Calibrated(), "a100-80gb-sxm", LLAMA.with_kv_cache_dtype("fp8")),
         (Calibrated(), "h100-sxm", LLAMA.with_kv_cache_dtype("nvfp4")),
         (Calibrated(), "h100-sxm", load_model("mixtral-8x7b").with_kv_cache_dtype("nvfp4")),
-        (Roofline(), "h100-sxm", LLAMA.with_quantization("fp8")),
-        (Roofline(), "h100-sxm", LLAMA.with_kv_cache_dtype("fp8")),
     ],
 )
-def test_formats_without_measurements_are_refused(cost: Calibrated | Roofline, gpu: str, stored: ModelSpec) -> None:
+def test_formats_without_measurements_are_refused(cost: Calibrated, gpu: str, stored: ModelSpec) -> None:
     with pytest.raises(InputError, match="which the cost model cannot time yet") as refused:
         cost.start(stored, load_gpu(gpu), 1)
     assert refused.value.key == "model"
@@ -233,30 +232,36 @@ MIXTRAL = load_model("mixtral-8x7b")
 
 
 def test_a_mixture_reads_the_experts_that_its_tokens_wake() -> None:
-    """One token wakes two of Mixtral's eight experts, four wake all; on two GPUs each reads half of every one."""
+    """One token wakes two of Mixtral's eight experts, four wake 5.5 by chance, 64 all; on two GPUs each reads half of
+    every one."""
     a_layer = 3 * 4096 * 14336 * 2 / (0.9115 * H100.hbm_bytes_per_s)  # s for one expert, at the best measured stream
-    one, four = (replace(NO_HOST).start(MIXTRAL, H100, 2).step_s(decodes(n, 1)) for n in (1, 4))
+    one, four, many = (replace(NO_HOST).start(MIXTRAL, H100, 2).step_s(decodes(n, 1)) for n in (1, 4, 64))
     bound_s = 32 * a_layer / 2
     assert one > 2 * bound_s
-    assert four > 8 * bound_s
-    assert four - one == pytest.approx(6 * bound_s, rel=0.35)
+    assert four > 5.46 * bound_s
+    assert many > 8 * bound_s
+    assert four - one == pytest.approx(3.47 * bound_s, rel=0.35)
     alone = replace(NO_HOST).start(MIXTRAL, replace(H100, memory_bytes=2 * H100.memory_bytes), 1).step_s(decodes(4, 1))
     assert 1.5 * four < alone < 2 * four
 
 
 def test_a_mixture_is_refused_where_its_experts_were_not_measured() -> None:
     for gpu, model, what in (
-        ("mi300x", MIXTRAL, "a mixture of experts, not measured on mi300x"),
         ("a100-80gb-sxm", MIXTRAL.with_quantization("fp8"), "fp8 weights"),
-        ("h100-sxm", load_model("deepseek-v3"), "layers of different kinds"),
+        (
+            "a100-80gb-sxm",
+            load_model("gpt-oss-20b"),
+            "a mixture of experts, not measured on a100-80gb-sxm in mxfp4_weight",
+        ),
+        ("h100-sxm", load_model("deepseek-v3.2"), "sparse attention"),
+        ("h100-sxm", load_model("qwen3-next-80b-a3b"), "linear attention"),
     ):
         with pytest.raises(InputError, match=what):
             Calibrated().start(model, load_gpu(gpu), 2)
-    with pytest.raises(InputError, match="a mixture of experts"):
-        Roofline().start(MIXTRAL, H100, 2)
-    attention, _ = MIXTRAL.uniform()
-    layer = replace(MIXTRAL.stack[0], mixer=replace(attention, heads=30, kv_heads=6))
-    with pytest.raises(InputError, match="experts of 14336 columns, not shared by 3 GPUs"):
+    mixer = MIXTRAL.stack[0].mixer
+    assert isinstance(mixer, Attention)
+    layer = replace(MIXTRAL.stack[0], mixer=replace(mixer, heads=30, kv_heads=6))
+    with pytest.raises(InputError, match="3 ranks cannot share the 14336 columns of an expert"):
         Calibrated().start(replace(MIXTRAL, stack=(layer,) * 32), H100, 3)
 
 

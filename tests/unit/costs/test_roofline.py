@@ -12,7 +12,8 @@ from kvsim.core.errors import InputError
 from kvsim.core.hardware import Efficiency, Gpu
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
-from kvsim.costs.roofline import GENERIC, Roofline
+from kvsim.costs.rank import GENERIC
+from kvsim.costs.roofline import Roofline
 from kvsim.hardware import load_gpu
 from kvsim.models import load_model
 
@@ -115,7 +116,7 @@ def test_what_cannot_be_priced_is_refused() -> None:
     with pytest.raises(InputError) as refused:
         Roofline().start(LLAMA_2_7B, A100, 3)
     assert str(refused.value) == (
-        "tensor_parallel_size: 3 GPUs cannot share the 32 attention heads of llama-2-7b; it must divide 32"
+        "tensor_parallel_size: llama-2-7b: 3 ranks cannot share 32 attention heads; it must divide them"
     )
     with pytest.raises(InputError, match=r"efficiency.gem: a100-80gb-sxm: unknown operator kind"):
         Roofline().start(LLAMA_2_7B, replace(A100, efficiency={"gem": IDEAL}), 1)

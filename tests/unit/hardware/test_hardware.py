@@ -8,7 +8,7 @@ import pytest
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Efficiency, Gpu
 from kvsim.core.surface import read_surfaces
-from kvsim.costs.roofline import GENERIC
+from kvsim.costs.rank import GENERIC
 from kvsim.hardware import GPUS, load_gpu
 from kvsim.hardware.calibration import constants
 

@@ -5,7 +5,6 @@ import pytest
 from kvsim.core.errors import InputError
 from kvsim.core.layers import Experts
 from kvsim.core.layout import Layout
-from kvsim.core.model import ModelSpec
 from kvsim.models import MODELS, load_model
 
 TP, PP, DP, EP = "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel"
@@ -190,29 +189,6 @@ def test_combinations_that_divide_are_allowed(layout: Layout) -> None:
 def test_copies_of_kv_heads_may_be_spread_over_tokens() -> None:
     """Four KV heads on eight ranks: two copies of each, so two ranks can share its tokens."""
     load_model("qwen3-235b-a22b").check(Layout(8, decode_context_parallel_size=2))
-
-
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("mixtral-8x7b", "a mixture of experts"),
-        ("deepseek-v3", "layers of different kinds"),
-        ("mistral-7b-v0.1", "sliding attention"),
-        ("opt-13b", "an MLP without gate"),
-    ],
-)
-def test_what_a_cost_of_one_kind_of_layer_would_misjudge_refuses_to_be_priced(name: str, what: str) -> None:
-    with pytest.raises(InputError, match=f"model: {name} has {what}, which the cost model cannot time yet"):
-        _ = load_model(name).heads
-
-
-def test_formats_of_fewer_bits_are_told_apart() -> None:
-    dense = ModelSpec.dense("tiny", 2, 64, 4, 2, 16, 128, 256, 4096)
-    assert (dense.heads, dense.kv_heads, dense.head_dim, dense.intermediate_size) == (4, 2, 16, 128)
-    for model in (dense.with_quantization("fp8"), dense.with_kv_cache_dtype("fp8")):
-        with pytest.raises(InputError, match="which the cost model cannot time yet"):
-            model.check_16_bit()
-    dense.check_16_bit()
 
 
 @pytest.mark.parametrize(

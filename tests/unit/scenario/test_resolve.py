@@ -124,7 +124,11 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
         ),
         (
             "cluster: {pipeline_parallel_size: 2}\n",
-            "3: cluster.pipeline_parallel_size: 2 is not modelled yet: its memory is counted, but no cost model can",
+            "3: cluster.pipeline_parallel_size: 2 is not modelled yet: its memory is counted, but cost roofline can",
+        ),
+        (
+            "model: qwen3-30b-a3b\ncluster: {tensor_parallel_size: 2, enable_expert_parallel: true}\ncost: {name: affine}\n",
+            "4: cluster.enable_expert_parallel: True is not modelled yet: its memory is counted, but cost affine cannot",
         ),
         ("cluster: {pipeline_parallel_size: 40}\n", "3: cluster.pipeline_parallel_size: 40 stages cannot share the 32"),
         ("cluster: {data_parallel_size: 2}\n", "3: cluster.data_parallel_size: llama-3.1-8b has no experts to share; "),
@@ -135,12 +139,12 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
         ("cluster: {quantization: awq}\n", "3: cluster.quantization: 'awq' is not modelled; allowed: fp8"),
         ("kv: {kv_cache_dtype: int4}\n", "3: kv.kv_cache_dtype: 'int4' is not modelled; allowed: auto, bfloat16, "),
         (
-            "model: llama-3.1-8b\nkv: {kv_cache_dtype: fp8}\n",
-            "3: model: llama-3.1-8b has KV of fewer bits, which the cost model cannot time yet; cost table and cost ",
+            "model: llama-3.1-8b\ncluster: {gpu: a100-80gb-sxm}\ncost: calibrated\nkv: {kv_cache_dtype: fp8}\n",
+            "3: model: llama-3.1-8b has KV of fewer bits, not measured on a100-80gb-sxm, which the cost model cannot time",
         ),
         (
-            "model: gpt-oss-20b\n",
-            "3: model: gpt-oss-20b has layers of different kinds, which the cost model cannot time yet; cost table ",
+            "model: deepseek-v3.2\ncluster: {tensor_parallel_size: 16}\n",
+            "3: model: deepseek-v3.2 has sparse attention, which the cost model cannot time yet; cost table and cost ",
         ),
         (
             "cluster: {max_model_len: 999999}\n",
