@@ -101,7 +101,8 @@ class Paged:
     """Blocks of ``block_size`` tokens, allocated for the tokens scheduled now and nothing ahead (vLLM, PagedAttention).
 
     ``enable_prefix_caching``: blocks keep their content when they are free, and a request begins with those of its
-    prompt that are there (``kvsim/kv/prefix_cache.py``).
+    prompt that are there (``kvsim/kv/prefix_cache.py``). Null: in a scenario as the engine has it, where it is modelled
+    (mixed pools that do not swap); off where there is none.
 
     Source: Kwon et al., SOSP 2023; what is allocated when: rules 8 to 13 of the recorded vLLM 0.33 scheduler.
 
@@ -114,7 +115,7 @@ class Paged:
     """
 
     block_size: int = 16
-    enable_prefix_caching: bool = False
+    enable_prefix_caching: bool | None = None
 
     def start(self, total_blocks: int) -> PagedPool:
         if self.enable_prefix_caching:

@@ -282,7 +282,7 @@ def _router(pool: ResolvedPool) -> str:
 
 
 SAID_LAST = ("enable_prefix_caching", "async_scheduling")
-"""Switches that are off here by default and on in vLLM: said either way."""
+"""Switches whose default depends on what else is there: said either way."""
 
 
 def _serve_line(resolved: Resolved, pool: ResolvedPool) -> tuple[str, list[str]]:

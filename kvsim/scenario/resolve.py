@@ -438,6 +438,10 @@ class _PoolResolver:
 
     def _kv(self, model: ModelSpec, gpu: Gpu, layout: Layout, scheduler: Any) -> tuple[Any, KVLedger]:
         kv, key = self._seat("kv", block_size=self.preset.block_size)
+        if getattr(kv, "enable_prefix_caching", False) is None:
+            swaps = getattr(scheduler, "preemption_mode", "recompute") == "swap"
+            is_on = "prefix caching" in self.preset.on_by_default and self.keys.role == "mixed" and not swaps
+            kv = dataclasses.replace(kv, enable_prefix_caching=is_on)
         if self.keys.role != "mixed" and getattr(kv, "enable_prefix_caching", False):
             raise self.scenario.source.error(
                 f"prefix caching is modelled in mixed pools only, this is a {self.keys.role} pool",
@@ -578,7 +582,7 @@ def _cache_notes(preset: Preset, pools: tuple[ResolvedPool, ...], trace: Trace) 
     """What is found in the prefix cache, where that needs saying."""
     if not all(getattr(resolved.pool.kv, "enable_prefix_caching", False) for resolved in pools):
         if "prefix caching" in preset.on_by_default:
-            yield "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)"
+            yield "prefix caching: off (vLLM's default is on)"
     elif trace.prefix_hashes is None and trace.segments is None:
         carry_on = int((carried_on(trace) >= 0).sum())
         if not carry_on:

@@ -124,7 +124,7 @@ def test_all_parameters_of_scheduler_and_kv_are_vllms_or_said_to_differ() -> Non
     assert parameters - set(VLLMS_OWN) == {"scheduler.name", "kv.name", "kv.enable_prefix_caching"}
     assert keys["kv"]["enable_prefix_caching"] is False  # on in vLLM: a note says so
     assert (
-        "prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)" in resolve(scenario()).notes
+        "prefix caching: off (vLLM's default is on)" in resolve(scenario()).notes
     )
 
 

@@ -54,7 +54,7 @@ def test_defaults_are_those_of_the_preset(folder: Path) -> None:
     assert pool.pool.kv_blocks == pool.ledger.blocks
     assert resolved.cluster.max_model_len == 131072
     assert pool.pool.scheduler.async_scheduling is True
-    assert resolved.notes == ("prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)",)
+    assert resolved.notes == ("prefix caching: off (vLLM's default is on)",)
 
 
 def test_keys_beat_the_preset(folder: Path) -> None:
@@ -192,7 +192,7 @@ def test_prefix_caching_is_said_to_be_off_or_to_have_nothing_to_find(folder: Pat
     def notes(text: str) -> list[str]:
         return [note for note in resolve(Scenario.load(written(folder, text))).notes if "prefix caching" in note]
 
-    assert notes("") == ["prefix caching: off (vLLM's default is on; kv.enable_prefix_caching turns it on)"]
+    assert notes("") == ["prefix caching: off (vLLM's default is on)"]
     assert notes("kv: {enable_prefix_caching: true}\n") == [
         "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
     ]
