@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from kvsim.core import html
 
+MAX_TOKENS: Final = 2**31 - 1
+"""No prompt and no output is longer."""
+
 
 class RejectedRow(NamedTuple):
     """A row of the file that was set aside (``on_bad_row: quarantine``): where it is, what is in it, and why.

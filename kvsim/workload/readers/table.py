@@ -24,7 +24,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import RejectedRow
+from kvsim.core.trace import MAX_TOKENS, RejectedRow
 from kvsim.workload.readers.files import (
     HEAD_BYTES,
     first_line,
@@ -36,7 +36,6 @@ from kvsim.workload.readers.files import (
     shown,
 )
 
-MAX_TOKENS: Final = 2**31 - 1
 MAX_SECONDS: Final = 4_000_000_000
 """About 126 years either side of the file's origin: a difference of two such times fits in int64 nanoseconds."""
 NS_PER: Final = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
