@@ -257,6 +257,8 @@ def test_documents_of_one_name_are_two_sessions_in_every_form(tmp_path: Path) ->
     (folder / "a.json.gz").write_bytes(gzip.compress(data))
     trace = read_trace(folder)
     assert trace.session_names == ["a", "a (2)"]
+    (folder / "b.JSON.bz2").write_bytes(bz2.compress(data))
+    assert len(read_trace(folder)) == 6
     write_canonical(trace, tmp_path / "t.parquet")
     same(trace, read_trace(tmp_path / "t.parquet"))
 
