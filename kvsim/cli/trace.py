@@ -151,7 +151,7 @@ def validate(
 def convert(
     file: str, format_: str, options: tuple[str, ...], on_bad_row: str, out: str, overwrite: bool, as_: str
 ) -> None:
-    """Write FILE as OUT: .parquet (kvsim's own form, all columns), .jsonl (the same in text) or .csv (no lists).
+    """Write FILE as OUT: .parquet (kvsim's own form, all columns), .jsonl (requests and lists) or .csv (no lists).
 
     Rows that failed in the traced system are kept in .parquet and --as burstgpt only.
     """
@@ -247,7 +247,7 @@ def plot(file: str, format_: str, options: tuple[str, ...], on_bad_row: str, out
 
 
 @trace.command()
-@click.argument("name", metavar="NAME", required=False)
+@click.argument("name", metavar="[NAME]", required=False)
 @click.option("--out", metavar="DIR", default=".", help="Where the file goes; default: here.")
 @click.option("--url", metavar="URL", help="Another place that serves the same file.")
 def fetch(name: str | None, out: str, url: str | None) -> None:
