@@ -120,7 +120,10 @@ def write_canonical(trace: Trace, path: str | os.PathLike[str]) -> None:
     ) as writer:
         for row, failed in _in_file_order(trace):
             played = row >= 0
-            arrays = [_column(_of_both(trace, name, row, failed), pa.int64()) for name in (*NEEDED, *numbers)]
+            arrays = [
+                _column(_of_both(trace, name, row, failed, -1 if name == "elapsed_ns" else 0), pa.int64())
+                for name in (*NEEDED, *numbers)
+            ]
             for name in texts:
                 at = _of_both(trace, name, row, failed, -1).astype(np.int32)
                 arrays.append(pa.DictionaryArray.from_arrays(_column(at, pa.int32(), at >= 0), dictionaries[name]))

