@@ -73,17 +73,21 @@ def read(file: str, format_: str, options: tuple[str, ...], on_bad_row: str) -> 
 
     given: dict[str, Any] = {}
     for option in options:
-        override = parse_set(option)
-        node = given
+        override = parse_set(option, "--option", "hash_block_tokens=16")
+        node, path = given, ".".join(map(str, override.key))
         for part in override.key[:-1]:  # columns.arrival_ms=ts
             node = node.setdefault(str(part), {})
+            if not isinstance(node, dict):
+                raise InputError("is a value already", key=f"--option {path}", hint="give one of the two")
+        if isinstance(node.get(str(override.key[-1])), dict):
+            raise InputError("has keys already", key=f"--option {path}", hint="give one of the two")
         node[str(override.key[-1])] = override.value
     policy: OnBadRow = "quarantine" if on_bad_row == "quarantine" else "refuse"
-    with located(file) as path:
-        name = recognised(path) if format_ == "auto" else format_
+    with located(file) as local:
+        name = recognised(local) if format_ == "auto" else format_
         reader = plugins.load("trace format", name, READERS)
-        values = seats.arguments(seats.parameters_of(reader), given, Source(), ("--option",))
-        return dataclasses.replace(read_trace(path, name, parameters=values, on_bad_row=policy), path=file)
+        values = seats.arguments(seats.parameters_of(reader), given, Source(), ("--option",), known=())
+        return dataclasses.replace(read_trace(local, name, parameters=values, on_bad_row=policy), path=file)
 
 
 @trace.command()
@@ -108,7 +112,7 @@ def info(file: str, format_: str, options: tuple[str, ...], on_bad_row: str, lru
 
 
 def _sizes(text: str) -> list[int]:
-    sizes = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    sizes = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if not all(0 < size < 2**31 for size in sizes):
         raise InputError(f"{text!r} is not a list of sizes", key="--lru", hint="for example --lru 1000,10000")
     return sizes
@@ -117,7 +121,10 @@ def _sizes(text: str) -> list[int]:
 @trace.command()
 @reading_options
 @click.option("--rejected", metavar="CSV", help="Where rows in quarantine go; default: rejected_rows.csv.")
-def validate(file: str, format_: str, options: tuple[str, ...], on_bad_row: str, rejected: str | None) -> int:
+@click.option("--overwrite", is_flag=True, help="Replace that file.")
+def validate(
+    file: str, format_: str, options: tuple[str, ...], on_bad_row: str, rejected: str | None, overwrite: bool
+) -> int:
     """Check every row of FILE. Exit code 1 if rows had to be set aside (--on-bad-row quarantine)."""
     if rejected is not None and on_bad_row == "refuse":
         raise InputError("needs --on-bad-row quarantine", key="--rejected", hint="else the first bad row is an error")
@@ -132,11 +139,8 @@ def validate(file: str, format_: str, options: tuple[str, ...], on_bad_row: str,
         click.echo(f"  dropped        {count}: {reason}")
     if not rows.rejected:
         return 0
-    from kvsim.workload.writers import write_rejected
-
     out = Path(rejected or "rejected_rows.csv")
-    with writing(out):
-        write_rejected(rows.rejected, out)
+    _write_rejected(read_in, out, "--rejected", overwrite)
     click.echo(f"  set aside      {len(rows.rejected)}: see {out}")
     return 1
 
@@ -147,20 +151,13 @@ def validate(file: str, format_: str, options: tuple[str, ...], on_bad_row: str,
 def convert(
     file: str, format_: str, options: tuple[str, ...], on_bad_row: str, out: str, overwrite: bool, as_: str
 ) -> None:
-    """Write FILE as OUT: .parquet (kvsim's own form, all columns), .jsonl (the same in text) or .csv (no lists).
+    """Write FILE as OUT: .parquet (kvsim's own form, all columns), .jsonl (requests and lists) or .csv (no lists).
 
     Rows that failed in the traced system are kept in .parquet and --as burstgpt only.
     """
     target = _target(out, overwrite, as_)
     read_in = read(file, format_, options, on_bad_row)
-    _write(read_in, target, as_)
-    rejected = read_in.rows.rejected if read_in.rows else ()
-    if rejected:
-        from kvsim.workload.writers import write_rejected
-
-        with writing(target):
-            write_rejected(rejected, target.with_name("rejected_rows.csv"))
-    aside = f", {len(rejected)} set aside: see {target.with_name('rejected_rows.csv')}" if rejected else ""
+    aside = _write(read_in, target, as_, overwrite)
     failed = read_in.rows.source_failed if read_in.rows else 0
     lost = target.suffix != ".parquet" and as_ == "plain"
     left = f", {failed} that failed in the traced system left out" if failed and lost else ""
@@ -178,8 +175,8 @@ def generate(scenario: str, settings: tuple[str, ...], no_plugins: bool, out: st
 
     loaded = Scenario.load(scenario, [parse_set(setting) for setting in settings])
     made = resolve(loaded, allow_plugins=not no_plugins).trace
-    _write(made, target, as_)
-    click.echo(f"{out}: {len(made)} requests")
+    aside = _write(made, target, as_, overwrite)
+    click.echo(f"{out}: {len(made)} requests{aside}")
 
 
 ENDINGS = {".parquet": "write_canonical", ".jsonl": "write_plain_jsonl", ".csv": "write_plain_csv"}
@@ -198,10 +195,13 @@ def _target(out: str, overwrite: bool, as_: str) -> Path:
     return target
 
 
-def _write(what: Trace, target: Path, as_: str) -> None:
-    """The whole trace, or no file."""
+def _write(what: Trace, target: Path, as_: str, overwrite: bool) -> str:
+    """The whole trace, or no file; ``rejected_rows.csv`` beside it if rows were set aside, and a word about them."""
     from kvsim.workload import writers
 
+    rejected, beside = what.rows.rejected if what.rows else (), target.with_name("rejected_rows.csv")
+    if rejected:
+        _write_rejected(what, beside, "OUT", overwrite)
     temporary = target.with_name(f"{target.name}.kvsim-tmp{target.suffix}")
     with writing(target):
         try:
@@ -210,6 +210,17 @@ def _write(what: Trace, target: Path, as_: str) -> None:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+    return f", {len(rejected)} set aside: see {beside}" if rejected else ""
+
+
+def _write_rejected(what: Trace, out: Path, key: str, overwrite: bool) -> None:
+    from kvsim.workload.writers import write_rejected
+
+    if out.exists() and not overwrite:
+        problem = f"{out}, for the rows set aside, is there already"
+        raise InputError(problem, key=key, hint="pass --overwrite to replace it")
+    with writing(out):
+        write_rejected(what.rows.rejected if what.rows else (), out)
 
 
 @trace.command()
@@ -236,7 +247,7 @@ def plot(file: str, format_: str, options: tuple[str, ...], on_bad_row: str, out
 
 
 @trace.command()
-@click.argument("name", metavar="NAME", required=False)
+@click.argument("name", metavar="[NAME]", required=False)
 @click.option("--out", metavar="DIR", default=".", help="Where the file goes; default: here.")
 @click.option("--url", metavar="URL", help="Another place that serves the same file.")
 def fetch(name: str | None, out: str, url: str | None) -> None:

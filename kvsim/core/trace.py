@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from kvsim.core import html
 
+MAX_TOKENS: Final = 2**31 - 1
+"""No prompt and no output is longer."""
+
 
 class RejectedRow(NamedTuple):
     """A row of the file that was set aside (``on_bad_row: quarantine``): where it is, what is in it, and why.
@@ -302,11 +305,12 @@ class Trace:
     def names(self, column: str) -> list[str]:
         """What the file called each session, tenant or model; where it had no names, their numbers."""
         names: Sequence[str] | None = getattr(self, f"{column}_names")
-        if names is not None:
-            return list(names)
+        return list(names) if names is not None else [str(k) for k in range(self.numbered(column))]
+
+    def numbered(self, column: str) -> int:
+        """How many sessions, tenants or models have a number: one more than the highest, failed rows included."""
         numbers = [getattr(self, column), getattr(self.source_failed, column, None)]
-        last = max((int(each.max(initial=-1)) for each in numbers if each is not None), default=-1)
-        return [str(k) for k in range(last + 1)]
+        return 1 + max((int(each.max(initial=-1)) for each in numbers if each is not None), default=-1)
 
     def select(self, rows: NDArray[Any] | slice) -> "Trace":
         """The trace of some rows only: a slice, a mask, or positions in increasing order.

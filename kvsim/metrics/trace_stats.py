@@ -19,8 +19,9 @@ MOST_NAMES: Final = 20
 def describe(trace: Trace, lru_blocks: Sequence[int] | None = None) -> dict[str, Any]:
     """Statistics of a trace as plain data; a part that the trace has nothing for is None.
 
-    ``arrivals`` and the lengths with ``_with_failed`` cover every row of the file, also those that failed in the traced
-    system (no output); everything else covers the requests to be replayed. ``gap_cv`` is standard deviation over mean
+    ``arrivals``, the lengths with ``_with_failed``, ``models``, ``tenants`` and the number of sessions cover every row
+    of the file, also those that failed in the traced system (no output); everything else covers the requests to be
+    replayed. ``elapsed_s`` is how long the traced system took. ``gap_cv`` is standard deviation over mean
     of the gaps between arrivals; minutes and seconds are counted from the first row; percentiles are NumPy's
     ``linear``. ``lru_blocks`` are sizes of the caches under ``prefix`` (default LRU_BLOCKS, unless the trace has more
     than MOST_BLOCKS_TO_REPLAY blocks).
@@ -45,8 +46,9 @@ def describe(trace: Trace, lru_blocks: Sequence[int] | None = None) -> dict[str,
         "length_correlation": _correlation(trace.prompt_tokens, trace.output_tokens),
         "sessions": None if trace.session is None else _sessions(trace, trace.session),
         "waits": None if trace.wait_for is None else _waits(trace.wait_for),
-        "models": _shares(trace.model, trace.model_names),
-        "tenants": _shares(trace.tenant, trace.tenant_names),
+        "elapsed_s": None if trace.elapsed_ns is None else distribution(trace.elapsed_ns[trace.elapsed_ns >= 0] / 1e9),
+        "models": _shares(_of_all(trace, "model"), trace.model_names),
+        "tenants": _shares(_of_all(trace, "tenant"), trace.tenant_names),
         "priorities": _counts(trace.priority),
         "images": None if trace.images is None else distribution(trace.images),
         "deadlines_s": None
@@ -103,21 +105,38 @@ def _correlation(prompt: NDArray[np.int64], output: NDArray[np.int64]) -> float 
     return float(np.corrcoef(prompt, output)[0, 1])
 
 
+def _of_all(trace: Trace, name: str) -> NDArray[np.int64] | None:
+    """A column of the requests and of the rows that failed; -1 where nothing is known of these."""
+    column: NDArray[np.int64] | None = getattr(trace, name)
+    failed = trace.source_failed
+    if column is None or failed is None:
+        return column
+    of_failed = getattr(failed, name)
+    return np.concatenate((column, np.full(len(failed), -1) if of_failed is None else of_failed))
+
+
 def _sessions(trace: Trace, session: NDArray[np.int64]) -> dict[str, Any]:
     inside = session >= 0
     if not inside.any():
         return {"sessions": 0, "requests_outside": len(session)}
     numbers, first, own, turns = np.unique(session[inside], return_index=True, return_inverse=True, return_counts=True)
+    every = _of_all(trace, "session")
+    assert every is not None
     time_ns = trace.arrival_ns[inside]
+    by_session = np.argsort(own, kind="stable")
+    gaps_s = np.diff(time_ns[by_session])[np.diff(own[by_session]) == 0] / 1e9
+    mean_s = float(gaps_s.mean()) if len(gaps_s) else 0.0
     last_ns = np.zeros(len(numbers), np.int64)
     np.maximum.at(last_ns, own, time_ns)
     later = np.ones(int(inside.sum()), np.bool_)
     later[first] = False
     think_s = None if trace.think_ns is None else trace.think_ns[inside][later] / 1e9
     return {
-        "sessions": len(numbers),
+        "sessions": len(np.unique(every[every >= 0])),
         "requests_outside": int((~inside).sum()),
         "single_turn_frac": float((turns == 1).mean()),
+        "gap_cv": float(gaps_s.std()) / mean_s if mean_s else None,
+        "gaps_over_300_s_frac": float((gaps_s > 300).mean()) if len(gaps_s) else None,
         "turns": distribution(turns),
         "length_s": distribution((last_ns - time_ns[first]) / 1e9),
         "think_s": None if think_s is None else distribution(think_s),

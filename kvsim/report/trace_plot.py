@@ -47,7 +47,7 @@ def _draw(trace: Trace) -> "Figure":
 
 
 def _arrivals(axes: "Axes", trace: Trace) -> None:
-    """Requests per second in intervals of a round length, and tokens per second on the same time axis."""
+    """Requests per second in intervals of a round length, and their mean."""
     span_s = float(trace.arrival_ns[-1]) / 1e9
     axes.set_title("Arrivals over time")
     if not span_s:

@@ -32,6 +32,7 @@ _TABLE: Final = {
     "output_tokens_with_failed": "output, failed rows as well",
     "images": "images",
     "deadlines_s": "deadline (s)",
+    "elapsed_s": "traced system took (s)",
 }
 _SESSION_TABLE: Final = {"turns": "turns per session", "length_s": "session length (s)", "think_s": "think time (s)"}
 
@@ -64,6 +65,8 @@ def _sections(statistics: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[s
         ]
         if sessions["sessions"]:
             found.append(("of a single turn", _percent(sessions["single_turn_frac"])))
+            found.append(("CV of gaps within sessions", _number(sessions["gap_cv"])))
+            found.append(("gaps above five minutes", _percent(sessions["gaps_over_300_s_frac"])))
         yield "Sessions", found
     if statistics["waits"] is not None:
         words = {"first": "start on their own", "after_one": "wait for one", "after_several": "wait for several"}

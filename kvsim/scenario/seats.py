@@ -135,7 +135,7 @@ def build(
         policy = plugins.load(seat, name, table(seat), allow_plugins=allow_plugins)
         parameters = parameters_of(policy)
     values = {field: value for field, value in (defaults or {}).items() if field in parameters}
-    checked = arguments(parameters, given, source, key, known, allow_plugins=allow_plugins)
+    checked = arguments(parameters, given, source, key, ("name", *known), allow_plugins=allow_plugins)
     built = call(policy, {**values, **checked}, name, source, key)
     lacking = [verb for verb in VERBS[seat] if not hasattr(built, verb)]
     if lacking:
@@ -148,15 +148,18 @@ def arguments(
     given: Mapping[str, Any],
     source: Source,
     key: Key,
-    known: Sequence[str] = (),
+    known: Sequence[str] = ("name",),
     *,
     allow_plugins: bool = True,
 ) -> dict[str, Any]:
-    """The given values, checked against their types. Raises InputError for an unknown name or a wrong type."""
+    """The given values, checked against their types. Raises InputError for an unknown name or a wrong type.
+
+    ``known``: what may stand beside the parameters.
+    """
     values = {}
     for name, value in given.items():
         if name not in parameters:
-            raise unknown_key((*key, name), ["name", *known, *parameters], source)
+            raise unknown_key((*key, name), [*known, *parameters], source)
         part = part_of(parameters[name].hint)
         if part is None:
             values[name] = _checked(parameters[name], value, source, (*key, name))

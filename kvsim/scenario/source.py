@@ -171,7 +171,7 @@ def _plain(node: Any, at: Key, lines: dict[Key, int], file: object, name: str | 
     )
 
 
-def parse_set(text: str) -> Override:
+def parse_set(text: str, option: str = "--set", example: str = "cluster.replicas=2") -> Override:
     """``workload.trace.limit=100``: a dotted path, and a value in YAML.
 
     >>> parse_set("cluster.pools.0.replicas=2")
@@ -180,8 +180,8 @@ def parse_set(text: str) -> Override:
     path, equals, value = text.partition("=")
     parts = path.strip().split(".")
     if not equals or not all(parts):
-        raise InputError(f"{text!r} is not PATH=VALUE", key="--set", hint="for example --set cluster.replicas=2")
-    return Override(_key(parts), parse_yaml(value, key=f"--set {path.strip()}"), "--set ")
+        raise InputError(f"{text!r} is not PATH=VALUE", key=option, hint=f"for example {option} {example}")
+    return Override(_key(parts), parse_yaml(value, key=f"{option} {path.strip()}"), f"{option} ")
 
 
 def overrides_of(keys: Mapping[str, Any]) -> list[Override]:

@@ -95,6 +95,10 @@ def recognised(path: Path) -> str:
             return format
         columns[format] = getattr(reader, "needed", ()) or getattr(reader, "columns", ())
 
+    files = [path, *path.glob("chunk-*-trace.csv")] if path.is_dir() else [path]
+    if files[-1].name.startswith("chunk-"):
+        hint = "make a trace from them: workload: {generate: {name: servegen, path: ...}}"
+        raise InputError("holds clients of ServeGen, not requests", file=path, hint=hint)
     known = {name for every in columns.values() for name in every}
     strange = sorted(set(names) - known)
     near = {

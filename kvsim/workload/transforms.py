@@ -321,7 +321,7 @@ def remap(trace: Trace, column: Literal["tenant", "model"], to: tuple[tuple[str,
         raise InputError(f"no {column} is called {unknown[0]!r}", key="to", hint=f"known: {', '.join(names[:20])}")
     renamed = [new_names.get(name, new_names.get("*", name)) for name in names]
     unique = list(dict.fromkeys(renamed))
-    return _renumbered(trace, column, [unique.index(name) for name in renamed], unique)
+    return _renumbered(trace, column, np.array([unique.index(name) for name in renamed], np.int64), unique)
 
 
 def set_deadlines(
@@ -504,21 +504,27 @@ def gathered(
 def _numbered_alike(traces: Sequence[Trace]) -> list[Trace]:
     """Traces in which tenants and models of one name have one number, and sessions numbers of their own."""
     alike = list(traces)
-    for name in ("session", "tenant", "model"):
+    first = 0
+    for i, t in enumerate(traces):
+        if t.session is not None:
+            count = t.numbered("session")
+            alike[i] = _renumbered(t, "session", np.arange(first, first + count), None)
+            first += count
+    for name in ("tenant", "model"):
         number: dict[str, int] = {}
         for i, t in enumerate(traces):
             if getattr(t, name) is not None:
-                own = [f"{i}: {each}" if name == "session" else each for each in t.names(name)]
-                alike[i] = _renumbered(alike[i], name, [number.setdefault(each, len(number)) for each in own], [])
+                own = np.array([number.setdefault(each, len(number)) for each in t.names(name)], np.int64)
+                alike[i] = _renumbered(alike[i], name, own, None)
         if number:
             names: dict[str, Any] = {f"{name}_names": list(number)}
             alike = [dataclasses.replace(t, **names) for t in alike]
     return alike
 
 
-def _renumbered(trace: Trace, column: str, number: Sequence[int], names: Sequence[str]) -> Trace:
+def _renumbered(trace: Trace, column: str, number: NDArray[np.int64], names: Sequence[str] | None) -> Trace:
     """``number[k]`` in place of session, tenant or model k."""
-    table = np.array([*number, -1], np.int64)  # the last is that of -1
+    table = np.append(number, -1)  # the last is that of -1
     columns: dict[str, Any] = {column: table[getattr(trace, column)], f"{column}_names": names}
     failed = trace.source_failed
     if failed is not None and getattr(failed, column) is not None:

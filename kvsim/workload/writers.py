@@ -33,8 +33,8 @@ def write_plain_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
     """
     for name in RAGGED_COLUMNS:
         if getattr(trace, name) is not None:
-            raise InputError(f"a CSV does not hold {name}", key=str(path), hint="write .jsonl or .parquet")
-    _refuse_line_ends(trace, path)
+            raise InputError(f"a CSV does not hold {name}", hint="write .jsonl or .parquet")
+    _refuse_line_ends(trace)
     write_csv(_plain_columns(trace), path)
 
 
@@ -44,7 +44,7 @@ def write_plain_jsonl(trace: Trace, path: str | os.PathLike[str]) -> None:
     Read it with ``format: {name: plain, hash_block_tokens: ...}`` if it has ``hash_ids``.
     Raises InputError for segments, which no file holds, and OSError.
     """
-    _refuse_segments(trace, path)
+    _refuse_segments(trace)
     columns = {"arrival_ns": trace.arrival_ns.tolist(), **_plain_columns(trace)}
     del columns["arrival_s"]
     for name in ("think_s", "deadline_s"):
@@ -95,7 +95,7 @@ def write_canonical(trace: Trace, path: str | os.PathLike[str]) -> None:
 
     from kvsim.workload.readers.canonical import LISTS, META_ABOUT, META_VERSION, NEEDED, NUMBERS, TEXTS, VERSION
 
-    _refuse_segments(trace, path)
+    _refuse_segments(trace)
     rows = trace.rows
     about: dict[str, Any] = {"format": trace.format, "sha256": trace.sha256}
     if rows is not None:
@@ -120,7 +120,10 @@ def write_canonical(trace: Trace, path: str | os.PathLike[str]) -> None:
     ) as writer:
         for row, failed in _in_file_order(trace):
             played = row >= 0
-            arrays = [_column(_of_both(trace, name, row, failed), pa.int64()) for name in (*NEEDED, *numbers)]
+            arrays = [
+                _column(_of_both(trace, name, row, failed, -1 if name == "elapsed_ns" else 0), pa.int64())
+                for name in (*NEEDED, *numbers)
+            ]
             for name in texts:
                 at = _of_both(trace, name, row, failed, -1).astype(np.int32)
                 arrays.append(pa.DictionaryArray.from_arrays(_column(at, pa.int32(), at >= 0), dictionaries[name]))
@@ -146,13 +149,13 @@ def write_burstgpt_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
 
     for name in ("priority", "images", "deadline_ns", *RAGGED_COLUMNS):
         if getattr(trace, name) is not None:
-            raise InputError(f"BurstGPT's format does not hold {name}", key=str(path), hint="write it as .parquet")
+            raise InputError(f"BurstGPT's format does not hold {name}", hint="write it as .parquet")
     services = [] if trace.tenant is None else trace.names("tenant")
     if {*services} - {*LOG_TYPES}:
         hint = f"allowed: {', '.join(LOG_TYPES)}; write it as .parquet"
-        raise InputError("BurstGPT's format does not hold these tenants", key=str(path), hint=hint)
-    _refuse_line_ends(trace, path)
-    elapsed_ns = None if trace.session is None else _elapsed(trace, trace.session, path)
+        raise InputError("BurstGPT's format does not hold these tenants", hint=hint)
+    _refuse_line_ends(trace)
+    elapsed_ns = None if trace.session is None else _elapsed(trace, trace.session)
     failed_rows = trace.source_failed
     first_ns = trace.origin_ns or 0
     in_seconds = [first_ns, trace.arrival_ns, *(() if failed_rows is None else (failed_rows.arrival_ns,))]
@@ -187,7 +190,7 @@ def write_burstgpt_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
     write_arrow_csv(tables(), path, quoted)
 
 
-def _elapsed(trace: Trace, session: NDArray[np.int64], path: str | os.PathLike[str]) -> NDArray[np.int64]:
+def _elapsed(trace: Trace, session: NDArray[np.int64]) -> NDArray[np.int64]:
     """How long each row took, (n,) ns, such that the pauses behind it are the trace's: as recorded, if that gives them;
     0 where it is not recorded and no turn follows."""
     by_session = np.argsort(session, kind="stable")
@@ -201,7 +204,7 @@ def _elapsed(trace: Trace, session: NDArray[np.int64], path: str | os.PathLike[s
     elapsed_ns[earlier] = np.where(differs, gap_ns - think_ns, elapsed_ns[earlier])
     if bool((elapsed_ns < 0).any()):
         problem = "BurstGPT's format does not hold pauses longer than the time between two turns"
-        raise InputError(problem, key=str(path), hint="write it as .parquet")
+        raise InputError(problem, hint="write it as .parquet")
     return elapsed_ns
 
 
@@ -259,17 +262,17 @@ def _of_both(
     return values
 
 
-def _refuse_segments(trace: Trace, path: str | os.PathLike[str]) -> None:
+def _refuse_segments(trace: Trace) -> None:
     if trace.segments is not None:
-        raise InputError("no file holds segments", key=str(path), hint="they belong to traces made in memory")
+        raise InputError("no file holds segments", hint="they belong to traces made in memory")
 
 
-def _refuse_line_ends(trace: Trace, path: str | os.PathLike[str]) -> None:
+def _refuse_line_ends(trace: Trace) -> None:
     for ours, _ in _TEXTS:
         for name in getattr(trace, f"{ours}_names") or ():
             if "\n" in name or "\r" in name:
                 hint = "write .jsonl or .parquet"
-                raise InputError(f"a CSV does not hold the {ours} {name!r}", key=str(path), hint=hint)
+                raise InputError(f"a CSV does not hold the {ours} {name!r}", hint=hint)
 
 
 def _plain_columns(trace: Trace) -> dict[str, list[Any]]:

@@ -81,7 +81,7 @@ API_REQUEST_MEAN, API_RESPONSE_MEAN = 620.0, 104.0
 API_REQUEST_SIGMA: Final = 1.2
 SHORT_RESPONSE, SHORT_SIGMA = 6.7, 0.5
 LONG_RESPONSE, LONG_SIGMA = 300.0, 0.6
-"""Responses are bimodal: labels of a few tokens (the first 59,999 rows have median 14), and texts."""
+"""Responses are bimodal: labels of a few tokens (the published first 59,999 rows have median 14), and texts."""
 
 API_GPT4_FRAC: Final = (9_505 - TALK_GPT4_FRAC * 27_737) / 32_262
 API_FAILED_FRAC: Final = 0.0143

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import Ragged, Trace, TraceRows
+from kvsim.core.trace import MAX_TOKENS, Ragged, Trace, TraceRows
 from kvsim.workload.generate.arrivals import Arrivals, ClosedLoop, Diurnal
 from kvsim.workload.generate.distributions import Distribution, Numbers, whole
 from kvsim.workload.generate.lengths import Lengths
@@ -84,6 +84,8 @@ def composed(
         counts = whole(images.sample(len(prompt), pictures), least=0)
         prompt = prompt + counts * tokens_per_image
         chain = np.where(counts > 0, -1 - np.arange(len(chain)), chain)  # pictures differ, so nothing is shared
+    if int(prompt.max()) > MAX_TOKENS:
+        raise InputError(f"a prompt would have {prompt.max()} tokens", hint=f"allowed: up to {MAX_TOKENS}")
     linked = sessions is not None or isinstance(arrivals, ClosedLoop)
     blocks = None if hash_block_tokens is None else name_blocks(prompt, chain, shared, hash_block_tokens)
     return Trace(

@@ -9,12 +9,13 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
+from kvsim.core.trace import MAX_TOKENS
 
 Numbers = NDArray[np.float64]
 
@@ -174,8 +175,10 @@ class Lognormal:
 class Zipf:
     """Whole numbers k from ``least`` to ``most`` with P(k) proportional to k^-a.
 
-    BurstGPT's authors draw request lengths so, with a = 1.1 (their example generator).
+    BurstGPT's authors draw request lengths so, with a = 1.1 (their example generator). Takes 8 bytes per number.
     """
+
+    MOST: ClassVar[int] = 10_000_000
 
     a: float = 1.1
     least: int = 1
@@ -184,6 +187,8 @@ class Zipf:
     def __post_init__(self) -> None:
         _ordered(1, self.least)
         _ordered(self.least, self.most)
+        if self.most > self.MOST:
+            raise InputError(f"{self.most} is too many", key="most", hint=f"allowed: up to {self.MOST}")
         if not 0 <= self.a < math.inf:
             raise InputError(f"{self.a} is not a number from 0", key="a")
 
@@ -292,6 +297,22 @@ DISTRIBUTIONS: Final = {
 }
 
 
+def refuse_none(**distributions: Distribution) -> None:
+    """Raise InputError, by keyword, if numbers of tokens or turns come from what can say 0 of them, or too many."""
+    for name, each in distributions.items():
+        if isinstance(each, Mixture):
+            for part in each.parts:
+                refuse_none(**{name: part})
+        bounds: tuple[float, ...] = (each.value,) if isinstance(each, Constant) else ()
+        bounds = (each.least, each.most) if isinstance(each, Uniform) else bounds
+        for bound in bounds:
+            if not 1 <= bound <= MAX_TOKENS:
+                raise InputError(f"{bound:g} is not possible", key=name, hint=f"allowed: from 1 to {MAX_TOKENS}")
+
+
 def whole(values: Numbers, least: int = 1) -> NDArray[np.int64]:
-    """Values rounded to whole numbers, none below ``least``."""
-    return np.maximum(np.rint(np.minimum(values, 2.0**53)), least).astype(np.int64)
+    """Values rounded to whole numbers, none below ``least``. Raises InputError for one above 2^31 - 1."""
+    if len(values) and not float(values.max()) <= MAX_TOKENS:
+        problem = f"a distribution gives {values.max():.6g}"
+        raise InputError(problem, hint=f"allowed: up to {MAX_TOKENS}; most: ... cuts its tail")
+    return np.maximum(np.rint(values), least).astype(np.int64)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
 from kvsim.core.trace import Trace
-from kvsim.workload.generate.distributions import Distribution, positive, whole
+from kvsim.workload.generate.distributions import Distribution, positive, refuse_none, whole
 
 Tokens = NDArray[np.int64]
 
@@ -29,6 +29,9 @@ class Independent:
 
     prompt: Distribution
     output: Distribution
+
+    def __post_init__(self) -> None:
+        refuse_none(prompt=self.prompt, output=self.output)
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
         return whole(self.prompt.sample(n, rng)), whole(self.output.sample(n, rng))
@@ -53,6 +56,7 @@ class ByPrompt:
             hint = "allowed: [prompt, mean output] pairs, prompts rising, means positive"
             raise InputError("these are not means by prompt", key="output_means", hint=hint)
         positive("sigma", self.sigma)
+        refuse_none(prompt=self.prompt)
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
         prompts = whole(self.prompt.sample(n, rng))

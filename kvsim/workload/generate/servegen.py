@@ -59,7 +59,7 @@ def read_clients(path: Path, start_s: float = 0.0, end_s: float = math.inf) -> l
     ones. Raises InputError for files that cannot be read and content that is not as published.
     """
     clients: dict[int, Client] = {}
-    for name, content in _files(path):
+    for name, content in _files(Path(path)):
         parts = PurePosixPath(name).name.split("-")
         if len(parts) != 3 or parts[0] != "chunk" or not parts[1].isdigit():
             continue
@@ -70,26 +70,25 @@ def read_clients(path: Path, start_s: float = 0.0, end_s: float = math.inf) -> l
             client.lengths |= _lengths(name, content, start_s, end_s)
     if not any(client.windows for client in clients.values()):
         problem = "holds no busy window of a client in this time" if clients else "holds no client"
-        raise InputError(problem, file=path, hint="a folder or tar archive of chunk-N-trace.csv, chunk-N-dataset.json")
+        raise InputError(
+            problem, file=str(path), hint="a folder or tar archive of chunk-N-trace.csv, chunk-N-dataset.json"
+        )
     return [clients[number] for number in sorted(clients)]
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    try:
+    from kvsim.workload.readers.files import open_bytes, readable
+
+    with readable(path):
         if path.is_dir():
             for file in sorted(path.rglob("chunk-*-*")):
                 yield str(file), file.read_bytes()
             return
-        with tarfile.open(path) as archive:
+        with open_bytes(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is not None:
                     yield f"{path}:{member.name}", content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot be read: {reason}", file=path, hint="a folder or a tar archive") from None
-    except Exception as error:  # a damaged xz or gzip stream: each library has its own kind
-        raise InputError(f"cannot be read: {error}", file=path, hint="a folder or a tar archive") from None
 
 
 def _windows(name: str, content: bytes, start_s: float, end_s: float) -> Iterator[Window]:

@@ -16,6 +16,7 @@ from kvsim.workload.generate.distributions import (
     Mixture,
     Numbers,
     positive,
+    refuse_none,
     whole,
 )
 from kvsim.workload.generate.lengths import Lengths
@@ -90,6 +91,7 @@ class Chat:
 
     def __post_init__(self) -> None:
         _check(self.truncate_frac, self.most_prompt_tokens, self.answer_tokens_per_s)
+        refuse_none(turns_per_session=self.turns_per_session, message=self.message)
 
     def turns(self, start_s: Numbers, lengths: Lengths, rng: np.random.Generator) -> Turns:
         return _joined(_grow(self, start_s, whole(self.turns_per_session.sample(len(start_s), rng)), lengths, rng))
@@ -122,6 +124,7 @@ class AgentChains:
         _check(self.truncate_frac, self.most_prompt_tokens, self.answer_tokens_per_s)
         if not 0 <= self.fan_out_frac <= 1:
             raise InputError(f"{self.fan_out_frac} is not a share", key="fan_out_frac", hint="allowed: 0 to 1")
+        refuse_none(steps=self.steps, message=self.message, children=self.children, child_steps=self.child_steps)
 
     def turns(self, start_s: Numbers, lengths: Lengths, rng: np.random.Generator) -> Turns:
         return _joined(_grow(self, start_s, whole(self.steps.sample(len(start_s), rng)), lengths, rng, fan_out=self))

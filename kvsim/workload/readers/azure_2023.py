@@ -15,6 +15,7 @@ from kvsim.workload.readers.table import (
     nothing_left,
     open_table,
     require,
+    zoned,
 )
 
 
@@ -31,29 +32,18 @@ class Azure2023:
     def recognises(self, head: str) -> bool:
         """True if the three columns are there and the first stamp has no time zone."""
         names = header(head)
-        return set(self.columns) <= set(names) and "NumImages" not in names and not has_zone(head)
+        return set(self.columns) <= set(names) and "NumImages" not in names and not zoned(head, "TIMESTAMP")
 
     def read(self, path: Path, quarantine: Quarantine | None = None) -> Trace:
         """Every row becomes a request. Raises InputError for a bad cell, a length below 1, or times out of order."""
-        return read_azure(path, quarantine, zoned=False)
+        return read_azure(path, quarantine, in_zone=False)
 
 
-def has_zone(head: str) -> bool:
-    """True if the stamp of the first row ends with ``Z`` or an offset such as ``+00:00``."""
-    names, lines = header(head), head.splitlines()
-    if len(lines) < 2 or "TIMESTAMP" not in names:
-        return False
-    cells = header(lines[1])
-    at = names.index("TIMESTAMP")
-    clock = cells[at][10:] if len(cells) > at else ""
-    return clock.endswith("Z") or "+" in clock or "-" in clock
-
-
-def read_azure(path: Path, quarantine: Quarantine | None, *, zoned: bool, images: bool = False) -> Trace:
+def read_azure(path: Path, quarantine: Quarantine | None, *, in_zone: bool, images: bool = False) -> Trace:
     """A file of any year: stamps with a time zone or without, ``NumImages`` or not."""
     table = open_table(path, quarantine)
     require(table, Azure2023.columns)
-    stamp = ZONED_DATE_TIME if zoned else DATE_TIME
+    stamp = ZONED_DATE_TIME if in_zone else DATE_TIME
     kinds = {"TIMESTAMP": stamp, "ContextTokens": WHOLE, "GeneratedTokens": WHOLE}
     kinds |= {"NumImages": WHOLE} if images else {}
     columns = Columns()

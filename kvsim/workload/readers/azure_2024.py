@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from kvsim.core.trace import Trace
-from kvsim.workload.readers.azure_2023 import Azure2023, has_zone, read_azure
-from kvsim.workload.readers.table import Quarantine, header
+from kvsim.workload.readers.azure_2023 import Azure2023, read_azure
+from kvsim.workload.readers.table import Quarantine, header, zoned
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Azure2024:
     def recognises(self, head: str) -> bool:
         """True if the three columns are there, no fourth, and the first stamp has a time zone."""
         names = header(head)
-        return set(self.columns) <= set(names) and "NumImages" not in names and has_zone(head)
+        return set(self.columns) <= set(names) and "NumImages" not in names and zoned(head, "TIMESTAMP")
 
     def read(self, path: Path, quarantine: Quarantine | None = None) -> Trace:
         """Every row becomes a request. Raises InputError for a bad cell, a length below 1, or times out of order."""
-        return read_azure(path, quarantine, zoned=True)
+        return read_azure(path, quarantine, in_zone=True)

@@ -26,4 +26,4 @@ class Azure2025:
     def read(self, path: Path, quarantine: Quarantine | None = None) -> Trace:
         """Every row becomes a request. Raises InputError for a bad cell, a length below 1, a negative number of
         images, or times out of order."""
-        return read_azure(path, quarantine, zoned=True, images=True)
+        return read_azure(path, quarantine, in_zone=True, images=True)

@@ -116,7 +116,10 @@ def members(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _is_document(name: str) -> bool:
-    return name.removesuffix(".gz").removesuffix(".zst").removesuffix(".xz").endswith((".json", ".jsonl"))
+    name = name.lower()
+    for packed in (".gz", ".zst", ".xz", ".bz2"):
+        name = name.removesuffix(packed)
+    return name.endswith((".json", ".jsonl"))
 
 
 @contextmanager

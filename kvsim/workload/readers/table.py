@@ -24,7 +24,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import RejectedRow
+from kvsim.core.trace import MAX_TOKENS, RejectedRow
 from kvsim.workload.readers.files import (
     HEAD_BYTES,
     first_line,
@@ -36,7 +36,6 @@ from kvsim.workload.readers.files import (
     shown,
 )
 
-MAX_TOKENS: Final = 2**31 - 1
 MAX_SECONDS: Final = 4_000_000_000
 """About 126 years either side of the file's origin: a difference of two such times fits in int64 nanoseconds."""
 NS_PER: Final = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
@@ -359,10 +358,26 @@ def is_zoned(table: Table, name: str) -> bool:
     if isinstance(table, JsonLines):
         text = keys_of(head_of(table.path).decode("utf-8", errors="replace")).get(name)
     else:
-        lines = head_of(table.path).decode("utf-8", errors="replace").splitlines()
-        cells, at = header(lines[1]) if len(lines) > 1 else [], table.names.index(name)
-        text = cells[at] if at < len(cells) else None
-    clock = text[10:] if isinstance(text, str) else ""
+        return zoned(head_of(table.path).decode("utf-8", errors="replace"), name)
+    return _has_zone(text)
+
+
+def zoned(head: str, name: str) -> bool:
+    """``is_zoned`` for the head of a CSV file; false if it has no such column or no row.
+
+    >>> zoned("TIMESTAMP,x\\n\\n2024-05-10 00:00:00+00:00,1\\n", "TIMESTAMP")
+    True
+    """
+    rows = [line for line in head.splitlines()[1:] if line]
+    names = header(head)
+    if not rows or name not in names:
+        return False
+    cells, at = header(rows[0]), names.index(name)
+    return _has_zone(cells[at] if at < len(cells) else None)
+
+
+def _has_zone(stamp: Any) -> bool:
+    clock = stamp[10:] if isinstance(stamp, str) else ""
     return clock.endswith("Z") or "+" in clock or "-" in clock
 
 
@@ -825,9 +840,8 @@ def _sift_json(cells: Sequence[Any], kind: Kind) -> tuple[Any, NDArray[np.bool_]
         values = np.array([each for cell in cells if cell for each in cell], np.uint64)
         ends = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
         inner = pa.Array.from_buffers(pa.uint64(), len(values), [None, pa.py_buffer(values)])
-        return pa.ListArray.from_arrays(
-            pa.Array.from_buffers(pa.int32(), len(ends), [None, pa.py_buffer(ends)]), inner
-        ), faulty
+        buffers = [_bitmap(np.array([cell is not None for cell in cells], np.bool_)), pa.py_buffer(ends)]
+        return pa.Array.from_buffers(IDS.arrow, len(counts), buffers, children=[inner]), faulty
     if pa.types.is_timestamp(kind.arrow):
         return _strings(cells).cast(kind.arrow), faulty
     if pa.types.is_decimal(kind.arrow):

@@ -31,7 +31,8 @@ def test_a_small_trace_by_hand() -> None:
         wait_for=Ragged(np.array([0, 0, 1]), np.array([0, 0, 1, 1, 3])),
         prefix_hashes=ragged([[1], [1, 2], [5, 6], [1, 2, 9]]),
         hash_block_tokens=16,
-        source_failed=FailedRows(np.array([0]), np.array([60 * 10**9]), np.array([0])),
+        source_failed=FailedRows(np.array([0]), np.array([60 * 10**9]), np.array([0]), session=np.array([1])),
+        elapsed_ns=np.array([2, -1, 3, 4]) * 10**9,
     )
     found = describe(trace, [1, 3])
     assert found["arrivals"] == {
@@ -47,10 +48,13 @@ def test_a_small_trace_by_hand() -> None:
         "distinct_times": 4,
     }
     assert found["length_correlation"] == pytest.approx(-1)
-    assert found["sessions"]["sessions"] == 1
+    assert found["sessions"]["sessions"] == 2  # the only turn of one failed
+    assert found["sessions"]["gap_cv"] == pytest.approx(np.std([1, 120]) / 60.5)
+    assert found["sessions"]["gaps_over_300_s_frac"] == 0
+    assert found["elapsed_s"]["mean"] == 3
     assert found["sessions"]["requests_outside"] == 1
     assert found["sessions"]["think_s"]["mean"] == 30.5
-    assert found["tenants"] == {"b": 2, "null": 1, "a": 1}
+    assert found["tenants"] == {"b": 2, "null": 2, "a": 1}
     assert found["priorities"] == {"0": 2, "-1": 1, "5": 1}
     assert found["waits"] == {"first": 2, "after_one": 1, "after_several": 1}
     assert found["prefix"] == {

@@ -41,3 +41,9 @@ def test_published_conversation_trace(shared_data: Path) -> None:
     assert round(float(trace.prompt_tokens.mean()), 1) == 1154.7
     assert round(float(trace.output_tokens.mean()), 1) == 211.1
     assert (int(trace.prompt_tokens.max()), int(trace.output_tokens.max())) == (14_050, 1_000)
+
+
+def test_an_empty_line_does_not_hide_the_time_zone(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n\n2024-05-10 00:00:00.009930+00:00,2162,5\n")
+    assert read_trace(path).format == "azure_2024"

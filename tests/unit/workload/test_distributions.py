@@ -11,6 +11,7 @@ from scipy import stats
 from kvsim.core.errors import InputError
 from kvsim.workload.generate import distributions as d
 from kvsim.workload.generate.lengths import ByPrompt, FromTrace, Independent
+from kvsim.workload.generate.sessions import AgentChains, Chat
 
 N = 200_000
 
@@ -102,6 +103,17 @@ def test_a_mixture_is_what_it_is_made_of() -> None:
         (lambda: d.Quantiles(((0, 5), (0.5, 4), (1, 6))), "points: these are not quantiles"),
         (lambda: d.Quantiles(((0, 5),)), "points: these are not quantiles"),
         (lambda: d.Mixture((1,), ()), "weights: 1 weights for 0 parts"),
+        (lambda: d.Zipf(most=2 * 10**9), "most: 2000000000 is too many; allowed: up to 10000000"),
+        (lambda: Independent(d.Constant(-5), d.Constant(1)), "prompt: -5 is not possible; allowed: from 1 to"),
+        (lambda: Independent(d.Constant(1), d.Uniform(-5, 9)), "output: -5 is not possible; allowed: from 1 to"),
+        (lambda: Independent(d.Constant(1e300), d.Constant(1)), r"prompt: 1e\+300 is not possible; allowed: from 1"),
+        (lambda: ByPrompt(d.Mixture((1,), (d.Constant(0),))), "prompt: 0 is not possible; allowed: from 1 to"),
+        (lambda: Chat(message=d.Constant(0)), "message: 0 is not possible"),
+        (lambda: AgentChains(steps=d.Constant(math.nan)), "steps: nan is not possible"),
+        (
+            lambda: Independent(d.Lognormal(9, median=1e9), d.Constant(1)).sample(99, np.random.default_rng(0)),
+            "a distribution gives .*; allowed: up to 2147483647",
+        ),
         (lambda: d.Mixture((0,), (d.Constant(1),)), "weights: weights must be 0 or more, and not all 0"),
     ],
 )

@@ -304,3 +304,15 @@ def test_workloads_of_peers(shared_data: Path) -> None:
         trace = read_trace(shared_data / f"peer_runs/{name}.csv")
         assert (trace.format, trace.rows, trace.arrival_ns[-1]) == ("plain", TraceRows(read=n), last_ns)
         assert (trace.prompt_tokens.mean(), trace.output_tokens.mean()) == (prompt, output)
+
+
+def test_json_lines_without_a_key_have_no_such_column(tmp_path: Path) -> None:
+    """Turns of a session wait for the one before unless a row says otherwise."""
+    path = tmp_path / "t.jsonl"
+    line = '{"arrival_s": 0, "prompt_tokens": 1, "output_tokens": 1, "session_id": "a"}\n'
+    path.write_text(line * 2)
+    assert read_trace(path).wait_for is None
+    path.write_text(line + line.replace("}", ', "wait_for": [0]}') + line.replace("}", ', "wait_for": []}'))
+    wait_for = read_trace(path).wait_for
+    assert wait_for is not None
+    assert [wait_for.row(i).tolist() for i in range(3)] == [[], [0], []]

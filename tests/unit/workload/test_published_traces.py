@@ -44,6 +44,8 @@ FIGURES: dict[str, dict[str, Any]] = {
         "arrivals.tied": 4,
         "arrivals.longest_gap_s": 6_651,
         "tenants.API log": 2,
+        "models.ChatGPT": 320,
+        "models.GPT-4": 80,
     },
     "burstgpt/BurstGPT_3_rows001-200.csv": {
         "rows.read": 200,
@@ -57,6 +59,7 @@ FIGURES: dict[str, dict[str, Any]] = {
         "arrivals.tied": 0,
         "arrivals.longest_gap_s": 2_892,
         "sessions.requests_outside": 6,
+        "sessions.sessions": 74,
     },
     MOONCAKE: {
         "rows.read": 12_031,

@@ -240,6 +240,10 @@ def test_the_canonical_form_has_every_column(tmp_path: Path) -> None:
     )
     write_canonical(trace, tmp_path / "t.parquet")
     same(trace, read_trace(tmp_path / "t.parquet"))
+    assert trace.source_failed is not None
+    unknown = dataclasses.replace(trace.source_failed, elapsed_ns=None)
+    write_canonical(dataclasses.replace(trace, source_failed=unknown), tmp_path / "t.parquet")
+    same(dataclasses.replace(trace, source_failed=unknown), read_trace(tmp_path / "t.parquet"))
     triples = np.stack((np.zeros(n, np.int64), np.zeros(n, np.int64), trace.prompt_tokens), axis=1).ravel()
     made = dataclasses.replace(trace, segments=Ragged(triples, np.arange(n + 1) * 3))
     for write in (write_canonical, write_plain_jsonl):
@@ -257,6 +261,8 @@ def test_documents_of_one_name_are_two_sessions_in_every_form(tmp_path: Path) ->
     (folder / "a.json.gz").write_bytes(gzip.compress(data))
     trace = read_trace(folder)
     assert trace.session_names == ["a", "a (2)"]
+    (folder / "b.JSON.bz2").write_bytes(bz2.compress(data))
+    assert len(read_trace(folder)) == 6
     write_canonical(trace, tmp_path / "t.parquet")
     same(trace, read_trace(tmp_path / "t.parquet"))
 

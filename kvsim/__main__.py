@@ -1,0 +1,5 @@
+"""``python -m kvsim``: the command line."""
+
+from kvsim.cli import main
+
+main()
