@@ -24,8 +24,8 @@ def load_model(name_or_path: str, base_dir: Path = Path()) -> ModelSpec:
     Paths are relative to ``base_dir``. Raises InputError for an unknown name (with the nearest), a missing file, a
     missing or wrong key (in a ``.toml`` also a misspelt one), and naming the key for what is not modelled.
 
-    >>> load_model("llama-3.1-8b").kv_heads
-    8
+    >>> load_model("llama-3.1-8b").hidden_size
+    4096
     """
     path = catalogue.locate("model", name_or_path, _DATA, base_dir, (".toml", ".json"))
     if path.suffix == ".json":

@@ -166,7 +166,7 @@ def _headline(summary: Mapping[str, Any], shown: _Shown) -> list[str]:
             share = shown(f"slo_attainment_by_metric.{name}", 100)
             rows.append(_row(f"  {name} <= {summary['kvsim']['slo'][name]:g} ms (%)", share))
     if summary["kvsim"]["deadline_attainment"] is not None:
-        rows.append(_row("Deadlines kept (%)", shown("kvsim.deadline_attainment", 100)))
+        rows.append(_row("Deadlines kept (%)", shown("deadline_attainment", 100)))
     return [
         *rows,
         _row("Output token throughput (tok/s)", shown("output_throughput")),

@@ -107,6 +107,7 @@ VLLMS_OWN = {
     "kv.kv_cache_memory_bytes": None,
     "kv.num_gpu_blocks_override": None,
     "kv.block_size": 16,
+    "kv.enable_prefix_caching": True,
     "kv.kv_cache_dtype": "auto",
     "engine.performance_mode": "balanced",
 }
@@ -118,14 +119,10 @@ def test_a_scenario_that_says_nothing_has_the_default_of_vllm(key: str) -> None:
     assert resolve(scenario()).keys[section][name] == VLLMS_OWN[key]
 
 
-def test_all_parameters_of_scheduler_and_kv_are_vllms_or_said_to_differ() -> None:
+def test_all_parameters_of_scheduler_and_kv_are_vllms() -> None:
     keys = resolve(scenario()).keys
     parameters = {f"{section}.{name}" for section in ("scheduler", "kv") for name in keys[section]}
-    assert parameters - set(VLLMS_OWN) == {"scheduler.name", "kv.name", "kv.enable_prefix_caching"}
-    assert keys["kv"]["enable_prefix_caching"] is False  # on in vLLM: a note says so
-    assert (
-        "prefix caching: off (vLLM's default is on)" in resolve(scenario()).notes
-    )
+    assert parameters - set(VLLMS_OWN) == {"scheduler.name", "kv.name"}
 
 
 def test_for_throughput_limits_are_twice_as_large_where_they_are_not_given() -> None:

@@ -54,7 +54,9 @@ def test_defaults_are_those_of_the_preset(folder: Path) -> None:
     assert pool.pool.kv_blocks == pool.ledger.blocks
     assert resolved.cluster.max_model_len == 131072
     assert pool.pool.scheduler.async_scheduling is True
-    assert resolved.notes == ("prefix caching: off (vLLM's default is on)",)
+    assert resolved.notes == (
+        "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks",
+    )
 
 
 def test_keys_beat_the_preset(folder: Path) -> None:
@@ -188,14 +190,19 @@ def test_what_does_not_fit_together_is_refused(folder: Path, text: str, message:
     assert refusal(folder, text).startswith(message)
 
 
-def test_prefix_caching_is_said_to_be_off_or_to_have_nothing_to_find(folder: Path) -> None:
+def test_prefix_caching_is_on_where_it_can_be_and_said_to_be_off_or_to_have_nothing_to_find(folder: Path) -> None:
     def notes(text: str) -> list[str]:
         return [note for note in resolve(Scenario.load(written(folder, text))).notes if "prefix caching" in note]
 
-    assert notes("") == ["prefix caching: off (vLLM's default is on)"]
-    assert notes("kv: {enable_prefix_caching: true}\n") == [
-        "prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"
+    assert notes("kv: {enable_prefix_caching: false}\n") == ["prefix caching: off (vLLM's default is on)"]
+    assert notes("scheduler: {name: prefill_first, preemption_mode: swap}\n") == [
+        "prefix caching: off (vLLM's default is on)"
     ]
+    assert (
+        notes("")
+        == notes("kv: {enable_prefix_caching: true}\n")
+        == ["prefix caching: the trace does not say what prompts share, so only preempted requests find blocks"]
+    )
 
 
 def test_async_scheduling_is_on_unless_it_cannot_be_and_outputs_may_end_by_a_stop_token(folder: Path) -> None:
