@@ -363,12 +363,12 @@ class _PoolResolver:
                     (*key, "async_scheduling"),
                     "set it to false, or leave out workload.client_timeout_s",
                 )
-        seqs, tokens, budget = scheduler.max_num_seqs, scheduler.max_num_batched_tokens, "max_num_batched_tokens"
+        seqs = scheduler.max_num_seqs
+        budgets = {"max_num_batched_tokens": scheduler.max_num_batched_tokens}
         scheduled = getattr(scheduler, "max_num_scheduled_tokens", None)
-        # Without it nobody is admitted beyond a smaller budget: those who run have had a token of it each.
-        holds_prompts = getattr(scheduler, "prefill_schedule_interval", 1) > 1
-        if scheduled is not None and scheduled < tokens and (whole_prompts or holds_prompts):
-            tokens, budget = scheduled, "max_num_scheduled_tokens"
+        if scheduled is not None:
+            budgets["max_num_scheduled_tokens"] = scheduled
+        budget, tokens = min(budgets.items(), key=lambda item: item[1])
         if whole_prompts and tokens < self.max_model_len:
             raise source.error(
                 f"{tokens} is not allowed: prompts are not split, so one of up to max_model_len = "
@@ -376,11 +376,22 @@ class _PoolResolver:
                 (*key, budget),
                 f"at least {self.max_model_len}, or a smaller cluster.max_model_len",
             )
+        # Nobody is admitted beyond a smaller budget, since those who run have had a token of it each; unless prompts
+        # are held back.
+        if budget == "max_num_scheduled_tokens" and getattr(scheduler, "prefill_schedule_interval", 1) == 1:
+            budget, tokens = "max_num_batched_tokens", scheduler.max_num_batched_tokens
         if seqs > tokens:
+            takes = "every running request takes a token of a step"
+            if "max_num_seqs" in given:
+                raise source.error(
+                    f"{seqs} is not allowed: {takes}, and {budget} is {tokens}",
+                    (*key, "max_num_seqs"),
+                    f"at most {tokens}",
+                )
             raise source.error(
-                f"{seqs} is not allowed: every running request takes a token of a step, and {budget} is {tokens}",
-                (*key, "max_num_seqs"),
-                f"at most {tokens}",
+                f"{tokens} is not allowed: {takes}, and max_num_seqs is {seqs} by default",
+                (*key, budget),
+                f"at least {seqs}, or a smaller max_num_seqs",
             )
         active = getattr(scheduler, "max_num_active_seqs", None)
         if active is not None and active > seqs:
