@@ -212,7 +212,7 @@ class _PoolResolver:
     def resolve(self) -> ResolvedPool:
         gpu, gpu_name, gpu_file = self._gpu()
         layout = self._layout()
-        model = self._stored()
+        model = self._stored(*self._formats)
         router, _ = self._seat("router")
         scheduler = self._scheduler(gpu)
         kv, ledger = self._kv(model, gpu, layout, scheduler)
@@ -247,15 +247,36 @@ class _PoolResolver:
         )
 
     def _start(self, cost: Any, key: Key, model: ModelSpec, gpu: Gpu, layout: Layout) -> StepCost:
-        """The cost model's prices; what it has against the model is reported at the model."""
-        try:
+        """The cost model's prices; what it has against the model is reported at the model, or the format asked for."""
+
+        def start(model: ModelSpec) -> StepCost:
             step_cost: StepCost = cost.start(model, gpu, layout.tensor_parallel_size)
             return step_cost
+
+        try:
+            return start(model)
         except InputError as error:
             if error.key == "model" and error.file is None:
-                raise self.scenario.source.error(error.problem, ("model",), error.hint) from None
+                raise self.scenario.source.error(error.problem, self._blamed(start), error.hint) from None
             with self.scenario.source.locate(key):
                 raise
+
+    def _blamed(self, start: Callable[[ModelSpec], StepCost]) -> Key:
+        """The key of the format without which the cost model takes the model; else the model's."""
+        method, dtype = self._formats
+        quantization: Key = ("cluster", "quantization")
+        kv_cache_dtype: Key = (*self._own("kv")[1], "kv_cache_dtype")
+        for key, formats in (
+            (quantization, (None, dtype)),
+            (kv_cache_dtype, (method, "auto")),
+            (quantization, (None, "auto")),  # it takes neither
+        ):
+            try:
+                start(self._stored(*formats))
+            except InputError:
+                continue
+            return key
+        return ("model",)
 
     def _own(self, name: str) -> tuple[Any, Key]:
         """A value of the pool where it has one, else of the scenario; and where it is written."""
@@ -296,17 +317,21 @@ class _PoolResolver:
                     "tensor_parallel_size alone can be timed",
                 )
 
-    def _stored(self) -> ModelSpec:
-        """The model with weights and KV in the format that is asked for."""
-        model, source = self.model, self.scenario.source
-        method = self.scenario.cluster.quantization
-        keys, kv_key = self._own("kv")
+    @property
+    def _formats(self) -> tuple[str | None, str]:
+        """Those that are asked for, of weights and of KV."""
+        return self.scenario.cluster.quantization, self._own("kv")[0].kv_cache_dtype
+
+    def _stored(self, method: str | None, dtype: str) -> ModelSpec:
+        """The model with weights and KV in these formats."""
+        model = self.model
         try:
             model = model if method is None else model.with_quantization(method)
-            return model.with_kv_cache_dtype(keys.kv_cache_dtype)
+            return model.with_kv_cache_dtype(dtype)
         except InputError as error:
-            key = ("cluster", "quantization") if error.key == "quantization" else (*kv_key, "kv_cache_dtype")
-            raise source.error(error.problem, key, error.hint) from None
+            kv_key = (*self._own("kv")[1], "kv_cache_dtype")
+            key: Key = ("cluster", "quantization") if error.key == "quantization" else kv_key
+            raise self.scenario.source.error(error.problem, key, error.hint) from None
 
     def _name(self, seat: str) -> str:
         keys, _ = self._own(seat)

@@ -136,7 +136,7 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
         ("kv: {kv_cache_dtype: int4}\n", "3: kv.kv_cache_dtype: 'int4' is not modelled; allowed: auto, bfloat16, "),
         (
             "model: llama-3.1-8b\nkv: {kv_cache_dtype: fp8}\n",
-            "3: model: llama-3.1-8b has KV of fewer bits, which the cost model cannot time yet; cost table and cost ",
+            "4: kv.kv_cache_dtype: llama-3.1-8b has KV of fewer bits, which the cost model cannot time yet; cost table and ",
         ),
         (
             "model: gpt-oss-20b\n",
