@@ -69,6 +69,17 @@ INPUTS: Final = {
 """Columns of the inputs, all of them numbers: least and most."""
 
 SEGMENT: Final = re.compile(r"([^\[\];]+)\[(\d{1,10}):(\d{1,10})\]")
+STEP: Final[dict[str, type]] = {
+    **dict.fromkeys(("step", "start_ns", "end_ns"), int),
+    **dict.fromkeys(("id", "n", "c"), list),
+    "k": str,
+    **dict.fromkeys(("prefill_tokens", "decode_requests", "context_tokens"), int),
+    **dict.fromkeys(("waiting", "running", "free_blocks", "free_blocks_end"), int),
+}
+"""Fields that no step is without."""
+
+WORDS: Final[dict[type, str]] = {int: "a whole number", list: "a list of whole numbers", str: "text"}
+
 STATUS: Final = ("finished", "rejected", "stuck_waiting", "stuck_preempted")
 
 
@@ -193,9 +204,7 @@ def load(folder: Path) -> Recording:
             steps = [json.loads(line) for line in file]
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:  # text that is no UTF-8 or JSON, too
         raise InputError(f"is no recording: {error}", file=folder) from None
-    for line, step in enumerate(steps, start=1):
-        if not isinstance(step, dict):
-            raise InputError(f"{_shown(step)} is not a step", file=steps_file, line=line)
+    _check_steps(steps, steps_file)
     config, cost = (_section(about, name, about_file) for name in ("config", "cost"))
     _check_config(config, about_file)
     _check_numbers(cost, COST, 0, MAX_COST_NS, about_file)
@@ -370,6 +379,16 @@ def _check_requests(rows: list[dict[str, str]], file: Path) -> None:
             problem = _wrong_segments(row["segments"], int(row["prompt_tokens"]), len(rows))
             if problem:
                 raise refuse(problem, "segments", "name[first:end] of a stream of tokens, joined by ;")
+
+
+def _check_steps(steps: list[Any], file: Path) -> None:
+    for line, step in enumerate(steps, start=1):
+        if not isinstance(step, dict):
+            raise InputError(f"{_shown(step)} is not a step", file=file, line=line)
+        for name, kind in STEP.items():
+            value = step.get(name)
+            if type(value) is not kind or (kind is list and not all(type(item) is int for item in value)):
+                raise InputError(f"{_shown(value)} is not {WORDS[kind]}", file=file, line=line, key=name)
 
 
 def _wrong_segments(prompt: str | None, tokens: int, rows: int) -> str | None:

@@ -195,6 +195,21 @@ def test_a_request_that_cannot_be_is_refused(recording: Path, name: str, value: 
     assert f"requests.csv:5: {name}: {problem}" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("end_ns", "1", '"1" is not a whole number'),
+        ("c", [0.5], "[0.5] is not a list of whole"),
+        ("k", None, "- is not"),
+    ],
+)
+def test_a_field_that_a_step_needs_is_demanded(recording: Path, name: str, value: object, problem: str) -> None:
+    alter_step(recording, 3, lambda step: step.update({name: value}))
+    with pytest.raises(InputError) as refused:
+        load(recording)
+    assert f"steps.jsonl.gz:4: {name}: {problem}" in str(refused.value)
+
+
 def test_steps_that_are_none_are_refused(recording: Path) -> None:
     file = recording / "steps.jsonl.gz"
     packed = file.read_bytes()
