@@ -387,7 +387,8 @@ def _check_steps(steps: list[Any], file: Path) -> None:
             raise InputError(f"{_shown(step)} is not a step", file=file, line=line)
         for name, kind in STEP.items():
             value = step.get(name)
-            if type(value) is not kind or (kind is list and not all(type(item) is int for item in value)):
+            items = value if isinstance(value, list) else ()
+            if type(value) is not kind or any(type(item) is not int for item in items):
                 raise InputError(f"{_shown(value)} is not {WORDS[kind]}", file=file, line=line, key=name)
 
 

@@ -214,7 +214,7 @@ def test_steps_that_are_none_are_refused(recording: Path) -> None:
     file = recording / "steps.jsonl.gz"
     packed = file.read_bytes()
     for content, problem in (
-        (gzip.compress(b'{"step": 0}\n[1]\n'), "steps.jsonl.gz:2: [1] is not a step"),
+        (gzip.compress(b"[1]\n"), "steps.jsonl.gz:1: [1] is not a step"),
         (gzip.compress(b"{"), "is no recording: Expecting property name"),
         (packed[: len(packed) // 2], "is no recording: Compressed file ended"),
         (packed[:40] + b"xxxx" + packed[44:], "is no recording: "),
