@@ -204,14 +204,12 @@ def test_rule_12_the_watermark_holds_for_admissions_while_anything_runs(play: Pl
     assert null_block[1]["alloc_failed"] == [[1, "w"]]  # 19 % of 11 are 2, of 10 only 1
     chunked = play(*rows, usable_blocks=10, watermark=0.2, max_num_batched_tokens=8)
     assert chunked[1]["alloc_failed"] == [[1, "w"]]  # the first chunk takes 2 blocks; all 7 and 2 are more than 8
-    same_step = play(
-        (0, "u0[0:4]", 4), (0, "u1[0:32]", 1), usable_blocks=10, watermark=0.2, max_num_batched_tokens=64
-    )
+    same_step = play((0, "u0[0:4]", 4), (0, "u1[0:32]", 1), usable_blocks=10, watermark=0.2, max_num_batched_tokens=64)
     assert same_step[0]["alloc_failed"] == [[1, "w"]]  # 8 + 2 > 9 free, since request 0 runs by now
 
 
 def test_rule_12_the_watermark_holds_for_those_who_come_back(play: Play) -> None:
-    """Request 2 was preempted and needs three blocks. Request 1 ends and four are free, of which two have to stay so."""
+    """Request 2 was preempted and needs three blocks. Request 1 ends and four are free; two have to stay so."""
     rows: tuple[Row, ...] = ((0, "u0[0:8]", 12), (0, "u1[0:4]", 4), (0, "u2[0:8]", 3))
     steps = play(*rows, usable_blocks=7, watermark=0.25, max_num_batched_tokens=64)
     assert preempted(steps) == [(1, 2)]
