@@ -14,7 +14,7 @@ import kvsim.hardware
 import kvsim.models
 from kvsim import __version__
 from kvsim.core import plugins
-from kvsim.core.cluster import QUEUE_LIMITS, Cluster, HostMemory, Pool, RunOptions
+from kvsim.core.cluster import QUEUE_LIMITS, Cluster, HostMemory, Pool, RunOptions, not_with_swapping
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
 from kvsim.core.layout import Layout
@@ -430,14 +430,9 @@ class _PoolResolver:
         if getattr(scheduler, "preemption_mode", "recompute") != "swap":
             return None
         source, (_, key) = self.scenario.source, self._own("scheduler")
-        for refused, with_what in (
-            (self.keys.role != "mixed", f"in mixed pools only, this is a {self.keys.role} pool"),
-            (getattr(kv, "enable_prefix_caching", False), "without kv.enable_prefix_caching only"),
-            (getattr(scheduler, "async_scheduling", False), "without async_scheduling only"),
-            (getattr(scheduler, "policy", "fcfs") == "priority", "with policy fcfs only"),
-        ):
-            if refused:
-                raise source.error(f"swapping is modelled {with_what}", (*key, "preemption_mode"), "use recompute")
+        what = not_with_swapping(self.keys.role, scheduler, kv)
+        if what:
+            raise source.error(f"swapping is not modelled with {what}", (*key, "preemption_mode"), "use recompute")
         link, bytes_per_s = scheduler.swap_link, scheduler.swap_bytes_per_s
         if link is not None and bytes_per_s is not None:
             raise source.error("swap_link is given as well", (*key, "swap_bytes_per_s"), "leave out one of them")
