@@ -123,9 +123,7 @@ def test_all_parameters_of_scheduler_and_kv_are_vllms_or_said_to_differ() -> Non
     parameters = {f"{section}.{name}" for section in ("scheduler", "kv") for name in keys[section]}
     assert parameters - set(VLLMS_OWN) == {"scheduler.name", "kv.name", "kv.enable_prefix_caching"}
     assert keys["kv"]["enable_prefix_caching"] is False  # on in vLLM: a note says so
-    assert (
-        "prefix caching: off (vLLM's default is on)" in resolve(scenario()).notes
-    )
+    assert "prefix caching: off (vLLM's default is on)" in resolve(scenario()).notes
 
 
 def test_for_throughput_limits_are_twice_as_large_where_they_are_not_given() -> None:
