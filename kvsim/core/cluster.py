@@ -26,6 +26,19 @@ class HostMemory:
     block_copy_s: float
 
 
+def not_with_swapping(role: Role, scheduler: Scheduler, kv: KVManager) -> str | None:
+    """What of a pool swapping to host memory is not modelled with, None if all is well."""
+    for refused, what in (
+        (role != "mixed", f"pools of role {role}"),
+        (getattr(scheduler, "async_scheduling", False), "asynchronous scheduling"),
+        (getattr(scheduler, "policy", "fcfs") == "priority", "queues by priority"),
+        (getattr(kv, "enable_prefix_caching", False), "prefix caching"),
+    ):
+        if refused:
+            return what
+    return None
+
+
 @dataclass(frozen=True)
 class Pool:
     """Equal replicas of one role. ``kv_bytes_per_token`` (all ranks together) prices a handoff's transfer.

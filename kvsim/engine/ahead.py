@@ -339,9 +339,6 @@ class AheadReplica(Replica):
         request.held_blocks = self._blocks_of(tokens)
         self.cache.release(request, tokens - 1, resumes=resumes)
 
-    def _blocks_of(self, tokens: int) -> int:
-        return self.kv.missing_blocks(Request(0, 0, 1, 1), tokens)
-
     def _known_tokens(self, request: Request) -> int:
         """All but the one that the step before samples, if its results are not seen yet."""
         unseen = self._seen_ns < self.boundary_ns and request.state in (DECODING, LEAVING)

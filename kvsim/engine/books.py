@@ -19,6 +19,9 @@ from kvsim.engine.state import ReplicaState
 
 SECOND = 1_000_000_000
 
+_NOBODY = Request(0, 0, 1, 1)
+"""A request that holds nothing."""
+
 
 class Books(ReplicaState):
     """Keeps the totals right, whoever joins or leaves; knows nothing of plans and little of time."""
@@ -68,7 +71,7 @@ class Books(ReplicaState):
         host_blocks = self._host_blocks_of(context) if swap and self.host else 0
         swap = 0 < host_blocks <= self.host_free_blocks
         if self.decisions:
-            blocks = max(request.held_blocks, self.kv.missing_blocks(Request(0, 0, 1, 1), context + scheduled))
+            blocks = max(request.held_blocks, self._blocks_of(context + scheduled))
             self.decisions.preempted(request, context, self._known_tokens(request), blocks, swap)
         self._drop_running(request, scheduled, resumes=True)
         columns = self._recorder.columns
@@ -94,6 +97,10 @@ class Books(ReplicaState):
         blocks = self._host_blocks_of(request.computed_tokens)
         self.host_free_blocks += blocks
         self._to_copy += blocks
+
+    def _blocks_of(self, tokens: int) -> int:
+        """Blocks that hold a context of so many tokens."""
+        return self.kv.missing_blocks(_NOBODY, tokens)
 
     def _host_blocks_of(self, context_tokens: int) -> int:
         return -(-context_tokens // self._block_size)
@@ -395,7 +402,7 @@ class Books(ReplicaState):
         context = squares = decodes = other = 0
         for request in self.running_now:
             tokens = self.context_tokens_of(request)
-            held = self.kv.missing_blocks(Request(0, 0, 1, 1), tokens)
+            held = self._blocks_of(tokens)
             if request.state == DECODING:
                 decodes += 1
                 context += tokens

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from simpy.events import Event
 
-from kvsim.core.cluster import QUEUE_LIMITS, Cluster, Pool, RunOptions
+from kvsim.core.cluster import QUEUE_LIMITS, Cluster, Pool, RunOptions, not_with_swapping
 from kvsim.core.content import Contents, view
 from kvsim.core.request import ENDED, OFFERED, SENDING, Request
 from kvsim.core.runlog import ABANDONED, FINISHED, NEVER, REJECTED, UNFINISHED, RunLog, Transfers
@@ -186,8 +186,8 @@ class Simulation:
             ahead = bool(getattr(pool.scheduler, "async_scheduling", False))
             if ahead and (pool.role != "mixed" or options.clients_give_up):
                 raise ValueError("asynchronous scheduling is modelled in mixed pools and without client timeouts only")
-            if pool.host:
-                _check_host(pool)
+            if pool.host and (what := not_with_swapping(pool.role, pool.scheduler, pool.kv)):
+                raise ValueError(f"swapping to host memory is not modelled with {what}")
             limited = any(limit is not None for limit in pool.queue_limits)
             if limited and pool.role != "mixed":
                 raise ValueError(f"{' and '.join(QUEUE_LIMITS)} are modelled in mixed pools only")
@@ -782,15 +782,3 @@ class Simulation:
                 line += f"; request {offer.id} is offered to it and needs {blocks} blocks"
             lines.append(line)
         return "nothing can move any more: " + "; ".join(lines)
-
-
-def _check_host(pool: Pool) -> None:
-    """Raises ValueError for what swapping is not modelled with."""
-    for refused, with_what in (
-        (getattr(pool.scheduler, "async_scheduling", False), "asynchronous scheduling"),
-        (pool.role != "mixed", f"pools of role {pool.role}"),
-        (getattr(pool.scheduler, "policy", "fcfs") == "priority", "queues by priority"),
-        (getattr(pool.kv, "enable_prefix_caching", False), "prefix caching"),
-    ):
-        if refused:
-            raise ValueError(f"swapping to host memory does not go with {with_what}")

@@ -636,9 +636,8 @@ class Replica(Steps):
 
     def _recount_sure_blocks(self, now_ns: int) -> None:
         self.settle(now_ns)
-        probe = Request(0, 0, 1, 1)
         here = [*self.running_now, *self.waiting, *self._simulation.on_their_way_to(self)]
-        self._sure_blocks = sum(self.kv.missing_blocks(probe, r.prompt_tokens + r.output_tokens) for r in here)
+        self._sure_blocks = sum(self._blocks_of(r.prompt_tokens + r.output_tokens) for r in here)
         if not self.takes_offers:
             self._sure_blocks = FOREVER  # not before those who were preempted run again
         self._recount_in = len(here)  # a constant cost per request, however many there are

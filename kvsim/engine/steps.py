@@ -171,7 +171,7 @@ class Steps(Books):
         return self.decoding_count
 
     def _goes_round(self) -> bool:
-        """Everybody was preempted, and since the last time this happened nobody got a token and nothing came or went.
+        """Everybody was preempted, and as many blocks are free as the last time, for the same requests and tokens.
 
         A prompt that is admitted without blocks for all of it, and outgrows them each time, would go on for ever: the
         replica waits for something to change instead.

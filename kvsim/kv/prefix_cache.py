@@ -131,7 +131,7 @@ class PrefixPool(PagedPool):
     def lookup(self, request: Request) -> int:
         """Tokens of this request that are in KV, at most all but one; with what decodes fill up to ``step``."""
         if self._unnamed + self.free_cached != self.free_blocks:
-            self._settle()
+            self.settle()
         content = request.content
         if content is None:
             return 0
@@ -186,7 +186,7 @@ class PrefixPool(PagedPool):
 
     def cached_blocks(self, held: Iterable[tuple[Request, int]]) -> int:
         """Registered blocks, free or held; ``held``: every request with blocks, and its tokens scheduled so far."""
-        self._settle()
+        self.settle()
         blocks = self.free_cached + self._held
         for request, tokens in held:
             blocks += tokens // self._block_size - (_table_of(request).named if request.content else 0)
@@ -256,7 +256,7 @@ class PrefixPool(PagedPool):
         unnamed = self._unnamed
         pending = unnamed + self.free_cached - self.free_blocks
         if pending > unnamed:
-            self._settle()
+            self.settle()
             unnamed = pending = 0
         if request.content is not None or resumes:
             self._unnamed = unnamed - pending
@@ -446,9 +446,6 @@ class PrefixPool(PagedPool):
 
     def settle(self) -> None:
         """Everything taken so far has left the queue."""
-        self._settle()
-
-    def _settle(self) -> None:
         pending = self._unnamed + self.free_cached - self.free_blocks
         if pending <= self._unnamed:  # less than nothing: blocks that were given back
             self._unnamed -= pending
@@ -481,7 +478,7 @@ class PrefixPool(PagedPool):
 
     def check(self, requests: Iterable[Request]) -> None:
         """Recount from the tables. Raises AssertionError with the numbers."""
-        self._settle()
+        self.settle()
         holders: dict[_Part, int] = {}
         for request in requests:
             if request.content is not None and request.content.table is not None:

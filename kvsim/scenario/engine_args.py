@@ -26,6 +26,10 @@ from kvsim.scenario.source import Key, Override
 _KNOWN = tomllib.loads((Path(__file__).parent / "data" / "vllm_arguments.toml").read_text())
 NO_EFFECT = frozenset(_KNOWN["no_effect"].split())
 EFFECT = frozenset(_KNOWN["effect"].split())
+SWITCHES = frozenset(_KNOWN["switches"].split())
+BARE = frozenset(_KNOWN["flags"].split()) | SWITCHES
+EITHER = frozenset(_KNOWN["either"].split())
+READABLE = frozenset(_KNOWN["readable"].split())
 SHORT: dict[str, str] = _KNOWN["short"]
 
 OPTION = "--engine-args"
@@ -66,7 +70,8 @@ class EngineArguments:
 def read_engine_args(text: str) -> EngineArguments:
     """The arguments of ``vllm serve`` (with or without these two words, and the model) as overrides of a scenario.
 
-    Raises InputError for an argument that vLLM does not have (with the nearest), and for a value of the wrong kind.
+    Raises InputError for an argument that vLLM does not have (with the nearest), for a value of the wrong kind, and
+    for one that is missing.
 
     >>> read = read_engine_args("vllm serve meta-llama/Llama-3.1-8B-Instruct -tp 2 --max-num-seqs 64 --port 80")
     >>> [(".".join(map(str, o.key)), o.value) for o in read.overrides]
@@ -134,8 +139,9 @@ def _arguments(text: str) -> Iterator[tuple[str, str, Any]]:
         option = words[at]
         if not option.startswith("-"):
             raise InputError(f"{option!r} follows no argument", key=OPTION, hint="the model comes first")
+        option = re.sub(r"-O=?(?=.)", "--optimization-level=", option) if option.startswith("-O") else option
         written, equals, value = option.partition("=")
-        values = [value] if equals else []
+        values = [value] if value else []
         at += 1
         while not equals and at < len(words) and not re.match(r"-+[A-Za-z]", words[at]):
             values.append(words[at])
@@ -164,46 +170,44 @@ def _name(written: str) -> tuple[str, bool]:
     known = EFFECT | NO_EFFECT
     if name in known:
         return name, True
-    bare = name.removeprefix("no_")
-    for prefix, other in (("disable_", "enable_"), ("enable_", "disable_"), ("", "")):
-        opposite = other + bare.removeprefix(prefix)
-        if bare.startswith(prefix) and opposite in known and (prefix or bare != name):
-            return opposite, False
+    for prefix, turned_on in (("no_", ""), ("disable_", "enable_"), ("enable_", "disable_")):
+        switch = turned_on + name.removeprefix(prefix)
+        if name.startswith(prefix) and switch in SWITCHES:
+            return switch, False
+    gone = PRESETS[PRESET].ignored.get(name)
+    if gone:
+        raise InputError(f"vLLM's {written} {gone}", key=OPTION, hint="remove it")
     near = nearest(name, known)
     meant = f"did you mean --{near.replace('_', '-')}?" if near else "see vllm serve --help=listgroup"
     raise InputError(f"vLLM has no argument {written}", key=OPTION, hint=meant)
 
 
 def _value(written: str, name: str, values: Sequence[str], on: bool) -> Any:
-    """A switch without a value is on (or off); a number may be written 4k; several words stay text."""
-    if not values:
-        return on
+    """A switch is on (or off); a number may be written 4k where vLLM takes that; several words stay text.
+
+    Raises InputError for a value too few or too many, and for what is no number where 4k is one.
+    """
     text = " ".join(values)
-    if isinstance(_plain_value(name), bool):
+    if name in BARE and values:
         raise InputError(f"{written} takes no value, found {text!r}", key=OPTION, hint="the model comes first")
+    if not values:
+        if name not in BARE | EITHER:
+            raise InputError(f"{written} needs a value", key=OPTION)
+        return on
     if name == "max_model_len" and text.lower() in ("-1", "auto"):
         return None
-    if re.fullmatch(r"\d+", text):
+    if re.fullmatch(r"-?\d+", text):
         return int(text)
-    short = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT])", text)
-    if short and (short[2] in DECIMAL or "." not in short[1]):
-        return int(float(short[1]) * DECIMAL[short[2]]) if short[2] in DECIMAL else int(short[1]) * BINARY[short[2]]
+    if name in READABLE:
+        short = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt])|(\d+)([KMGT])", text)
+        if not short:
+            hint = "4096, 4k (thousands) or 4K (times 1024)"
+            raise InputError(f"{written}: {text!r} is not a whole number", key=OPTION, hint=hint)
+        return int(float(short[1]) * DECIMAL[short[2]]) if short[1] else int(short[3]) * BINARY[short[4]]
     try:
         return float(text)
     except ValueError:
         return text
-
-
-def _plain_value(name: str) -> Any:
-    """The default of the key behind an argument, None if there is none."""
-    key = _key_of(name)
-    if key is None or len(key) == 1:
-        return None
-    section, field = key
-    model = SECTIONS.get(str(section))
-    if model is not None and field in model.model_fields:
-        return model.model_fields[str(field)].default
-    return _parameters(str(section))[str(field)].default
 
 
 SECTIONS: dict[str, type[BaseModel]] = {"cluster": ClusterKeys, "kv": KVKeys, "engine": EngineKeys}

@@ -14,7 +14,7 @@ import kvsim.hardware
 import kvsim.models
 from kvsim import __version__
 from kvsim.core import plugins
-from kvsim.core.cluster import QUEUE_LIMITS, Cluster, HostMemory, Pool, RunOptions
+from kvsim.core.cluster import QUEUE_LIMITS, Cluster, HostMemory, Pool, RunOptions, not_with_swapping
 from kvsim.core.content import carried_on
 from kvsim.core.errors import InputError
 from kvsim.core.hardware import Gpu, Link
@@ -217,7 +217,7 @@ class _PoolResolver:
     def resolve(self) -> ResolvedPool:
         gpu, gpu_name, gpu_file = self._gpu()
         layout = self._layout()
-        model = self._stored()
+        model = self._stored(*self._formats)
         router, _ = self._seat("router")
         scheduler = self._scheduler(gpu)
         kv, ledger = self._kv(model, gpu, layout, scheduler)
@@ -252,16 +252,37 @@ class _PoolResolver:
         )
 
     def _start(self, cost: Any, key: Key, model: ModelSpec, gpu: Gpu, layout: Layout) -> StepCost:
-        """The cost model's prices; what it has against the model is reported at the model."""
-        try:
-            whole = {"layout": layout} if getattr(cost, "layouts", ()) else {}
+        """The cost model's prices; what it has against the model is reported at the model, or the format asked for."""
+        whole = {"layout": layout} if getattr(cost, "layouts", ()) else {}
+
+        def start(model: ModelSpec) -> StepCost:
             step_cost: StepCost = cost.start(model, gpu, layout.tensor_parallel_size, **whole)
             return step_cost
+
+        try:
+            return start(model)
         except InputError as error:
             if error.key == "model" and error.file is None:
-                raise self.scenario.source.error(error.problem, ("model",), error.hint) from None
+                raise self.scenario.source.error(error.problem, self._blamed(start), error.hint) from None
             with self.scenario.source.locate(key):
                 raise
+
+    def _blamed(self, start: Callable[[ModelSpec], StepCost]) -> Key:
+        """The key of the format without which the cost model takes the model; else the model's."""
+        method, dtype = self._formats
+        quantization: Key = ("cluster", "quantization")
+        kv_cache_dtype: Key = (*self._own("kv")[1], "kv_cache_dtype")
+        for key, formats in (
+            (quantization, (None, dtype)),
+            (kv_cache_dtype, (method, "auto")),
+            (quantization, (None, "auto")),  # it takes neither
+        ):
+            try:
+                start(self._stored(*formats))
+            except InputError:
+                continue
+            return key
+        return ("model",)
 
     def _own(self, name: str) -> tuple[Any, Key]:
         """A value of the pool where it has one, else of the scenario; and where it is written."""
@@ -304,17 +325,21 @@ class _PoolResolver:
                     f"{' and '.join(('tensor_parallel_size', *timed))} alone can be timed",
                 )
 
-    def _stored(self) -> ModelSpec:
-        """The model with weights and KV in the format that is asked for."""
-        model, source = self.model, self.scenario.source
-        method = self.scenario.cluster.quantization
-        keys, kv_key = self._own("kv")
+    @property
+    def _formats(self) -> tuple[str | None, str]:
+        """Those that are asked for, of weights and of KV."""
+        return self.scenario.cluster.quantization, self._own("kv")[0].kv_cache_dtype
+
+    def _stored(self, method: str | None, dtype: str) -> ModelSpec:
+        """The model with weights and KV in these formats."""
+        model = self.model
         try:
             model = model if method is None else model.with_quantization(method)
-            return model.with_kv_cache_dtype(keys.kv_cache_dtype)
+            return model.with_kv_cache_dtype(dtype)
         except InputError as error:
-            key = ("cluster", "quantization") if error.key == "quantization" else (*kv_key, "kv_cache_dtype")
-            raise source.error(error.problem, key, error.hint) from None
+            kv_key = (*self._own("kv")[1], "kv_cache_dtype")
+            key: Key = ("cluster", "quantization") if error.key == "quantization" else kv_key
+            raise self.scenario.source.error(error.problem, key, error.hint) from None
 
     def _name(self, seat: str) -> str:
         keys, _ = self._own(seat)
@@ -373,12 +398,12 @@ class _PoolResolver:
                     (*key, "async_scheduling"),
                     "set it to false, or leave out workload.client_timeout_s and deadlines: give_up",
                 )
-        seqs, tokens, budget = scheduler.max_num_seqs, scheduler.max_num_batched_tokens, "max_num_batched_tokens"
+        seqs = scheduler.max_num_seqs
+        budgets = {"max_num_batched_tokens": scheduler.max_num_batched_tokens}
         scheduled = getattr(scheduler, "max_num_scheduled_tokens", None)
-        # Without it nobody is admitted beyond a smaller budget: those who run have had a token of it each.
-        holds_prompts = getattr(scheduler, "prefill_schedule_interval", 1) > 1
-        if scheduled is not None and scheduled < tokens and (whole_prompts or holds_prompts):
-            tokens, budget = scheduled, "max_num_scheduled_tokens"
+        if scheduled is not None:
+            budgets["max_num_scheduled_tokens"] = scheduled
+        budget, tokens = min(budgets.items(), key=lambda item: item[1])
         if whole_prompts and tokens < self.max_model_len:
             raise source.error(
                 f"{tokens} is not allowed: prompts are not split, so one of up to max_model_len = "
@@ -386,11 +411,22 @@ class _PoolResolver:
                 (*key, budget),
                 f"at least {self.max_model_len}, or a smaller cluster.max_model_len",
             )
+        # Nobody is admitted beyond a smaller budget, since those who run have had a token of it each; unless prompts
+        # are held back.
+        if budget == "max_num_scheduled_tokens" and getattr(scheduler, "prefill_schedule_interval", 1) == 1:
+            budget, tokens = "max_num_batched_tokens", scheduler.max_num_batched_tokens
         if seqs > tokens:
+            takes = "every running request takes a token of a step"
+            if "max_num_seqs" in given:
+                raise source.error(
+                    f"{seqs} is not allowed: {takes}, and {budget} is {tokens}",
+                    (*key, "max_num_seqs"),
+                    f"at most {tokens}",
+                )
             raise source.error(
-                f"{seqs} is not allowed: every running request takes a token of a step, and {budget} is {tokens}",
-                (*key, "max_num_seqs"),
-                f"at most {tokens}",
+                f"{tokens} is not allowed: {takes}, and max_num_seqs is {seqs} by default",
+                (*key, budget),
+                f"at least {seqs}, or a smaller max_num_seqs",
             )
         active = getattr(scheduler, "max_num_active_seqs", None)
         if active is not None and active > seqs:
@@ -404,14 +440,9 @@ class _PoolResolver:
         if getattr(scheduler, "preemption_mode", "recompute") != "swap":
             return None
         source, (_, key) = self.scenario.source, self._own("scheduler")
-        for refused, with_what in (
-            (self.keys.role != "mixed", f"in mixed pools only, this is a {self.keys.role} pool"),
-            (getattr(kv, "enable_prefix_caching", False), "without kv.enable_prefix_caching only"),
-            (getattr(scheduler, "async_scheduling", False), "without async_scheduling only"),
-            (getattr(scheduler, "policy", "fcfs") == "priority", "with policy fcfs only"),
-        ):
-            if refused:
-                raise source.error(f"swapping is modelled {with_what}", (*key, "preemption_mode"), "use recompute")
+        what = not_with_swapping(self.keys.role, scheduler, kv)
+        if what:
+            raise source.error(f"swapping is not modelled with {what}", (*key, "preemption_mode"), "use recompute")
         link, bytes_per_s = scheduler.swap_link, scheduler.swap_bytes_per_s
         if link is not None and bytes_per_s is not None:
             raise source.error("swap_link is given as well", (*key, "swap_bytes_per_s"), "leave out one of them")

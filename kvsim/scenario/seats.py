@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from kvsim.core import plugins
 from kvsim.core.errors import InputError
@@ -36,7 +36,9 @@ VERBS = {
 }
 """What a policy must have to sit in a seat (``kvsim/core/seats.py``)."""
 
-QUANTITIES = ("_s", "_bytes", "_tokens", "_blocks", "_reqs", "_frac", "_per_s", "_gib")
+QUANTITIES = (
+    "_s", "_bytes", "_tokens", "_blocks", "_reqs", "_frac", "_per_s", "_gib", "_threshold", "watermark",
+)  # fmt: skip
 COUNTS = (
     "max_num_seqs",
     "max_num_active_seqs",
@@ -45,6 +47,7 @@ COUNTS = (
     "prefill_schedule_interval",
     "block_size",
 )
+"""Names of parameters that are at least 0 (their ends), and of those that are at least 1."""
 
 
 def table(seat: str) -> Mapping[str, str]:
@@ -241,18 +244,19 @@ def _checked(parameter: Parameter, value: Any, source: Source, key: Key) -> Any:
         except ValueError as error:
             raise source.error(str(error), key) from None
     try:  # as JSON, so that a YAML list may become a tuple and text a path, while "3" is no number
-        checked = TypeAdapter(parameter.hint).validate_json(json.dumps(value, default=str), strict=True)
+        adapter = TypeAdapter(parameter.hint, config=ConfigDict(allow_inf_nan=False))
+        checked = adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         raise source.error(wrong_value(error.errors(include_url=False)[0]), key) from None
     except PydanticUserError:
         raise source.error(f"a value of type {parameter.hint} cannot be given in a scenario", key) from None
-    if isinstance(checked, float) and math.isnan(checked):
-        raise source.error("expected a number, found nan", key)
     least = 1 if name in COUNTS else 0 if name.endswith(QUANTITIES) else -math.inf
     most = 1 if name.endswith("_frac") else math.inf
     if isinstance(checked, int | float) and not least <= checked <= most:
         bounds = f"at least {least}" if checked < least else f"at most {most}"
         raise source.error(f"{checked!r} is not allowed; it must be {bounds}", key)
+    if name == "watermark" and isinstance(checked, int | float) and checked >= 1:  # no block would be left
+        raise source.error(f"{checked!r} is not allowed; it must be less than 1", key)
     return source.folder(key) / checked.expanduser() if isinstance(checked, Path) else checked
 
 

@@ -11,6 +11,8 @@ import csv
 import dataclasses
 import gzip
 import json
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +30,13 @@ from kvsim.hardware import load_gpu
 from kvsim.kv.paged import Paged
 from kvsim.models import load_model
 from kvsim.routers.round_robin import RoundRobin
+from kvsim.scenario import seats
+from kvsim.scenario.source import Source
 from kvsim.schedulers.chunked_prefill import ChunkedPrefill
 
 Mode = Literal["step", "leap"]
 
 NEUTRAL: Final = {
-    "policy": "fcfs",
-    "max_num_active_seqs": None,
-    "max_num_scheduled_tokens": None,
-    "prefill_schedule_interval": 1,
-    "async_scheduling": False,
-    "enable_prefix_caching": False,
     "pipeline_parallel_size": 1,
     "data_parallel_size": 1,
     "num_speculative_tokens": 0,
@@ -46,11 +44,43 @@ NEUTRAL: Final = {
     "kv_connector": None,
     "lora": False,
     "sliding_window": None,
+    "model_runner_v2": False,
 }
-"""Parameters of a recording that need not be modelled as long as they have these values."""
+"""Parameters of a recording that are not modelled, and need not be as long as they have these values."""
+
+SIZES: Final = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "usable_blocks")
+"""Parameters that no recording is without."""
+
+DERIVED: Final = ("num_gpu_blocks", "watermark_blocks")
+"""What others say already."""
 
 COST: Final = ("base_ns", "per_prefill_token_ns", "per_decode_request_ns", "per_context_token_ns")
-INPUTS: Final = ("id", "arrival_ns", "prompt_tokens", "max_tokens", "priority")
+MAX_COST_NS: Final = 10**12
+
+MAX_TOKENS: Final = 2**31 - 1
+MAX_NS: Final = 4 * 10**18
+INPUTS: Final = {
+    "id": (0, MAX_TOKENS),
+    "arrival_ns": (0, MAX_NS),
+    "prompt_tokens": (1, MAX_TOKENS),
+    "max_tokens": (1, MAX_TOKENS),
+    "priority": (-MAX_TOKENS, MAX_TOKENS),
+}
+"""Columns of the inputs, all of them numbers: least and most."""
+
+SEGMENT: Final = re.compile(r"([^\[\];]+)\[(\d{1,10}):(\d{1,10})\]")
+STEP: Final[dict[str, type]] = {
+    **dict.fromkeys(("step", "start_ns", "end_ns"), int),
+    **dict.fromkeys(("id", "n", "c"), list),
+    "k": str,
+    **dict.fromkeys(("prefill_tokens", "decode_requests", "context_tokens"), int),
+    **dict.fromkeys(("waiting", "running", "free_blocks", "free_blocks_end"), int),
+}
+"""Fields that no step is without."""
+
+WORDS: Final[dict[type, str]] = {int: "a whole number", list: "a list of whole numbers", str: "text"}
+
+STATUS: Final = ("finished", "rejected", "stuck_waiting", "stuck_preempted")
 
 
 @dataclass(frozen=True)
@@ -66,11 +96,11 @@ class Recording:
     @property
     def not_modelled(self) -> list[str]:
         """Parameters that are in force in the recording and unknown to kvsim, as ``name = value``."""
-        known = _fields(ChunkedPrefill) | _fields(Paged)
+        known = {*_fields(ChunkedPrefill), *_fields(Paged), *SIZES, *DERIVED}
         return [
-            f"{name} = {self.config[name]}"
-            for name, neutral in NEUTRAL.items()
-            if name not in known and self.config.get(name, neutral) != neutral
+            f"{name} = {value}"
+            for name, value in self.config.items()
+            if name not in known and not (name in NEUTRAL and value == NEUTRAL[name])
         ]
 
     def step_ns(self, prefill_tokens: int, decode_requests: int, context_tokens: int) -> int:
@@ -172,19 +202,17 @@ def load(folder: Path) -> Recording:
             requests = list(csv.DictReader(file))
         with gzip.open(steps_file, "rt") as file:
             steps = [json.loads(line) for line in file]
-    except json.JSONDecodeError as error:
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:  # text that is no UTF-8 or JSON, too
         raise InputError(f"is no recording: {error}", file=folder) from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"is no recording: {error}", file=folder) from None
+    _check_steps(steps, steps_file)
     config, cost = (_section(about, name, about_file) for name in ("config", "cost"))
-    _check_numbers(config, SIZES, 1, about_file)
-    _check_numbers(cost, COST, 0, about_file)
+    _check_config(config, about_file)
+    _check_numbers(cost, COST, 0, MAX_COST_NS, about_file)
     _check_requests(requests, requests_file)
     return Recording(folder.name, config, cost, requests, steps)
 
 
 FILES: Final = ("config.json", "requests.csv", "steps.jsonl.gz")
-SIZES: Final = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "usable_blocks")
 
 
 def replay(
@@ -344,14 +372,17 @@ def _segments(prompts: Sequence[str]) -> Ragged:
     values: list[int] = []
     offsets = [0]
     for prompt in prompts:
-        for segment in prompt.split(";"):
-            name, _, bounds = segment.removesuffix("]").partition("[")
-            first, _, end = bounds.partition(":")
-            generated = name[0] == "o" and name[1:].isdigit()
-            stream = -1 - int(name[1:]) if generated else numbers.setdefault(name, len(numbers))
+        for name, first, end in SEGMENT.findall(prompt):
+            row = _generated_by(name)
+            stream = numbers.setdefault(name, len(numbers)) if row is None else -1 - row
             values += (stream, int(first), int(end) - int(first))
         offsets.append(len(values))
     return Ragged(np.array(values, np.int64), np.array(offsets, np.int64))
+
+
+def _generated_by(stream: str) -> int | None:
+    """The row whose output the stream is."""
+    return int(stream[1:]) if re.fullmatch(r"o\d+", stream) else None
 
 
 def _fields(policy: type) -> set[str]:
@@ -371,11 +402,25 @@ def _demand(section: Mapping[str, Any], names: Sequence[str], file: Path) -> Non
             raise InputError("is missing", file=file, key=name)
 
 
-def _check_numbers(section: Mapping[str, Any], names: Sequence[str], least: int, file: Path) -> None:
+def _check_numbers(section: Mapping[str, Any], names: Sequence[str], least: int, most: int, file: Path) -> None:
     _demand(section, names, file)
     for name in names:
-        if not isinstance(section[name], int) or section[name] < least:
-            raise InputError(f"{section[name]!r} is not a whole number of at least {least}", file=file, key=name)
+        value = section[name]
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise InputError(f"{value!r} is not a whole number from {least} to {most}", file=file, key=name)
+
+
+def _check_config(config: Mapping[str, Any], file: Path) -> None:
+    """What the policies take is checked as in a scenario; limits fit together as vLLM demands."""
+    _check_numbers(config, SIZES, 1, MAX_TOKENS, file)
+    for policy in (ChunkedPrefill, Paged):
+        parameters = seats.parameters_of(policy)
+        given = {name: value for name, value in config.items() if name in parameters}
+        seats.arguments(parameters, given, Source(file), ())
+    for name, limit in (("max_num_seqs", "max_num_batched_tokens"), ("max_num_active_seqs", "max_num_seqs")):
+        if (config.get(name) or 0) > config[limit]:
+            problem = f"{config[name]} is not allowed: {limit} is {config[limit]}"
+            raise InputError(problem, file=file, key=name, hint=f"at most {config[limit]}")
 
 
 def _check_requests(rows: list[dict[str, str]], file: Path) -> None:
@@ -384,16 +429,54 @@ def _check_requests(rows: list[dict[str, str]], file: Path) -> None:
     _demand(rows[0], (*INPUTS, *_OUTCOMES), file)
     arrival_ns = 0
     for index, row in enumerate(rows):
-        for name in INPUTS:
-            try:
-                int(row[name])
-            except (TypeError, ValueError):
-                raise InputError(f"{row[name]!r} is not a whole number", file=file, line=index + 2, key=name) from None
+
+        def refuse(problem: str, key: str, hint: str | None = None, line: int = index + 2) -> InputError:
+            return InputError(problem, file=file, line=line, key=key, hint=hint)
+
+        for name in (*INPUTS, *_OUTCOMES[1:]):
+            text = row[name]
+            least, most = INPUTS.get(name, (0, MAX_NS))
+            if text == "" and name not in INPUTS:  # it did not happen
+                continue
+            if text is None or not re.fullmatch(r"-?\d{1,19}", text) or not least <= int(text) <= most:
+                raise refuse(f"{text!r} is not a whole number from {least} to {most}", name)
+        if row["status"] not in STATUS:
+            raise refuse(f"{row['status']!r} is not a status", "status", f"allowed: {', '.join(STATUS)}")
+        if row.get("ends", "") not in ("", "eos"):
+            raise refuse(f"{row['ends']!r} is not an end", "ends", "allowed: eos, or nothing")
         if int(row["id"]) != index:
-            raise InputError(f"{row['id']} is not allowed: ids count from 0", file=file, line=index + 2, key="id")
+            raise refuse(f"{row['id']} is not allowed: ids count from 0", "id")
         if int(row["arrival_ns"]) < arrival_ns:
-            raise InputError("requests must stand in order of arrival", file=file, line=index + 2, key="arrival_ns")
+            raise refuse("requests must stand in order of arrival", "arrival_ns")
         arrival_ns = int(row["arrival_ns"])
+        if "segments" in row:
+            problem = _wrong_segments(row["segments"], int(row["prompt_tokens"]), len(rows))
+            if problem:
+                raise refuse(problem, "segments", "name[first:end] of a stream of tokens, joined by ;")
+
+
+def _check_steps(steps: list[Any], file: Path) -> None:
+    for line, step in enumerate(steps, start=1):
+        if not isinstance(step, dict):
+            raise InputError(f"{_shown(step)} is not a step", file=file, line=line)
+        for name, kind in STEP.items():
+            value = step.get(name)
+            items = value if isinstance(value, list) else ()
+            if type(value) is not kind or any(type(item) is not int for item in items):
+                raise InputError(f"{_shown(value)} is not {WORDS[kind]}", file=file, line=line, key=name)
+
+
+def _wrong_segments(prompt: str | None, tokens: int, rows: int) -> str | None:
+    """What is wrong with a prompt in segments, if anything."""
+    length = 0
+    for segment in (prompt or "").split(";"):
+        match = SEGMENT.fullmatch(segment)
+        if not match or int(match[2]) >= int(match[3]):
+            return f"{segment!r} is no segment"
+        if (_generated_by(match[1]) or 0) >= rows:
+            return f"{segment!r} is of a request that there is not"
+        length += int(match[3]) - int(match[2])
+    return None if length == tokens else f"{length} tokens, prompt_tokens is {tokens}"
 
 
 def _shown(value: Any) -> str:

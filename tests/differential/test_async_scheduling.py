@@ -10,10 +10,11 @@ from kvsim.core.cluster import Cluster, RunOptions
 from kvsim.engine import simulate
 from kvsim.metrics.laws import broken_laws
 from kvsim.schedulers.chunked_prefill import ChunkedPrefill
-from kvsim.testing.conformance import Mode, Recording, replay
+from kvsim.testing.conformance import Mode, Recording, first_difference, replay
 from tests.differential import test_prefix_caching
 from tests.differential.test_model_recordings import model_of
 from tests.differential.test_prefix_caching import check
+from tests.oracles.test_vllm_rules import Row, play_engine, play_model, preempted
 from tests.worlds import World, affine, assert_equal_logs, cluster, worlds
 
 MODES: tuple[Mode, ...] = ("step", "leap")
@@ -69,3 +70,19 @@ def test_stepping_and_leaping_agree_whatever_surrounds_the_replicas(world: World
     step = simulate(trace, ahead, dataclasses.replace(options, mode="step", check_laws=True))
     assert broken_laws(leap) == []
     assert_equal_logs(leap, step)
+    assert_equal_logs(leap, simulate(trace, ahead, dataclasses.replace(options, check_laws=True)))
+
+
+def test_the_last_block_of_a_victim_gets_no_name_before_its_token_is_known() -> None:
+    """Request 2 is preempted while the token that fills its block is under way; request 3 must not find it."""
+    rows: tuple[Row, ...] = (
+        (0, "s0[0:2];t0[0:28]", 1),
+        (0, "s0[0:17];t0[0:21]", 1),
+        (0, "s0[0:6];t1[0:9]", 2, 0, "eos"),
+        (0, "s0[0:6];t1[0:9];o2[0:1];t0[0:3]", 1),
+    )
+    tight = {"usable_blocks": 13, "max_num_seqs": 3, "max_num_batched_tokens": 6, "long_prefill_token_threshold": 3}
+    ahead = {"async_scheduling": True, "enable_prefix_caching": True}
+    steps = play_engine(*rows, **tight, **ahead)
+    assert 2 in [request for _, request in preempted(steps)]
+    assert first_difference("step", play_model(*rows, **tight, **ahead), steps) is None

@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvsim.testing.conformance import Recording, first_difference, replay, simulated_outcome
+from kvsim.testing.conformance import Mode, Recording, first_difference, replay, simulated_outcome
 from tests.differential.test_model_recordings import model_of
 from tests.vllm_model import Config
 
@@ -149,3 +150,20 @@ def test_requests_that_end_together_give_back_their_blocks_in_the_order_they_wer
     assert steps[2]["finished"] == [0, 1]
     assert ends[3]["cached_tokens"] == 4
     check(recording)
+
+
+@pytest.mark.parametrize("interval", [1, 8])
+@pytest.mark.parametrize("mode", ["step", "leap"])
+def test_prompts_that_displace_each_other_for_ever_end_with_a_diagnosis(mode: Mode, interval: int) -> None:
+    """Admitted without blocks for all of it, the younger takes what the older gave up, and the other way round."""
+    recording = world(
+        (0, "u[0:57]", 1), (0, "v[0:65]", 1),
+        usable_blocks=11, block_size=8, max_num_seqs=6, max_num_batched_tokens=6, long_prefill_token_threshold=3,
+        scheduler_reserve_full_isl=False, policy="priority", prefill_schedule_interval=interval,
+        enable_prefix_caching=False,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="no end after 3000 steps"):
+        model_of(recording).run(3000)
+    log, _ = replay(recording, mode, check_laws=True)
+    assert log.diagnosis is not None
+    assert "1 waiting and 1 running" in log.diagnosis

@@ -95,6 +95,10 @@ def test_rule_1_running_requests_come_first_in_admission_order(play: Play) -> No
     """Request 0 is cut by the threshold and stands before the decode of request 1."""
     steps = play((0, "u0[0:12]", 1), (0, "u1[0:3]", 3), (1, "u2[0:2]", 1), long_prefill_token_threshold=4)
     assert batches(steps)[:2] == [[(0, 4), (1, 3)], [(0, 4), (1, 1), (2, 2)]]
+    fewer = {"long_prefill_token_threshold": 1, "long_prefill_token_threshold_adaptive": True}
+    rows: tuple[Row, ...] = ((0, "u0[0:40]", 1), (0, "u1[0:2]", 9), (0, "u2[0:1]", 1))
+    short = play(*rows, **fewer, max_num_scheduled_tokens=8)  # of two requests, half of 16 tokens is all
+    assert batches(short)[:2] == [[(0, 5), (1, 2), (2, 1)], [(0, 8)]]
 
 
 def test_rule_2_a_chunk_takes_what_is_left_of_the_budget(play: Play) -> None:
@@ -165,6 +169,14 @@ def test_rule_10_reserve_full_is_a_test_at_admission_and_reserves_nothing(play: 
     assert off[1]["free_blocks"] == 3  # one for the first chunk of three tokens: nothing is held back
 
 
+def test_rule_10_what_a_victim_had_generated_counts_as_its_prompt(play: Play) -> None:
+    """Request 1 removes itself with two blocks filled and a token generated: two blocks are free, three needed."""
+    steps = play((0, "u0[0:8]", 9), (0, "u1[0:8]", 3), usable_blocks=5, max_num_batched_tokens=5, max_num_seqs=4)
+    assert steps[4]["preempted"] == [[1, 8, 1, 2]]
+    assert steps[5]["alloc_failed"] == [[1, "w"]]
+    assert steps[5]["free_blocks"] == 2
+
+
 def test_rule_11_a_hit_that_lies_in_the_free_queue_costs_a_free_block(play: Play) -> None:
     """Request 1 holds 3 of 5 blocks; of request 0's two, one is registered. Request 2 needs three: 1 hit, 2 new."""
     steps = play(
@@ -172,6 +184,12 @@ def test_rule_11_a_hit_that_lies_in_the_free_queue_costs_a_free_block(play: Play
     )
     assert steps[2]["alloc_failed"] == [[2, "w"]]  # 3 blocks - 1 hit + 1 hit in the queue = 3 > 2 free
     assert hits(steps)[-1] == (2, 4)
+    chunked = play(
+        (0, "A[0:5]", 1), (2, "u1[0:9]", 4), (5, "A[0:5];u2[0:5]", 1),
+        usable_blocks=5, enable_prefix_caching=True, max_num_batched_tokens=4, max_num_seqs=4,
+    )  # fmt: skip
+    assert chunked[5]["alloc_failed"] == [[2, "w"]]  # the first chunk's 2 blocks would be there, for all it takes 3
+    assert chunked[5]["free_blocks"] == 2
 
 
 def test_rule_12_the_watermark_holds_for_admissions_while_anything_runs(play: Play) -> None:
@@ -181,6 +199,22 @@ def test_rule_12_the_watermark_holds_for_admissions_while_anything_runs(play: Pl
     busy = play((0, "u0[0:4]", 4), (1, "u1[0:28]", 1), usable_blocks=10, watermark=0.2, max_num_batched_tokens=64)
     assert busy[1]["alloc_failed"] == [[1, "w"]]  # 7 + 2 > 8 free
     assert busy[1]["free_blocks"] == 8
+    rows: tuple[Row, ...] = ((0, "u0[0:4]", 4), (1, "u1[0:28]", 1))
+    null_block = play(*rows, usable_blocks=10, watermark=0.19, max_num_batched_tokens=64)
+    assert null_block[1]["alloc_failed"] == [[1, "w"]]  # 19 % of 11 are 2, of 10 only 1
+    chunked = play(*rows, usable_blocks=10, watermark=0.2, max_num_batched_tokens=8)
+    assert chunked[1]["alloc_failed"] == [[1, "w"]]  # the first chunk takes 2 blocks; all 7 and 2 are more than 8
+    same_step = play((0, "u0[0:4]", 4), (0, "u1[0:32]", 1), usable_blocks=10, watermark=0.2, max_num_batched_tokens=64)
+    assert same_step[0]["alloc_failed"] == [[1, "w"]]  # 8 + 2 > 9 free, since request 0 runs by now
+
+
+def test_rule_12_the_watermark_holds_for_those_who_come_back(play: Play) -> None:
+    """Request 2 was preempted and needs three blocks. Request 1 ends and four are free; two have to stay so."""
+    rows: tuple[Row, ...] = ((0, "u0[0:8]", 12), (0, "u1[0:4]", 4), (0, "u2[0:8]", 3))
+    steps = play(*rows, usable_blocks=7, watermark=0.25, max_num_batched_tokens=64)
+    assert preempted(steps) == [(1, 2)]
+    assert (steps[4]["alloc_failed"], steps[4]["free_blocks"]) == ([[2, "w"]], 4)
+    assert hits(steps)[-1] == (2, 0)
 
 
 def test_rule_13_blocks_of_a_finished_request_are_free_for_the_next_step(play: Play) -> None:
@@ -238,8 +272,26 @@ def test_rule_19_the_victim_has_the_lowest_priority_even_if_planned_in_this_step
     assert steps[2]["alloc_failed"] == [[1, "r"]]
     assert steps[2]["preempted"] == [[0, 5, 2, 2]]
     assert batches(steps)[2] == [(1, 1)]
+    younger = play((0, "u0[0:4]", 9, 1), (1, "u1[0:8]", 4, 1), policy="priority", usable_blocks=4)
+    assert preempted(younger)[0] == (2, 1)  # of one priority the one that arrived last
     equals = play((0, "u0[0:4]", 4, 1), (0, "u1[0:8]", 4, 1), policy="priority", usable_blocks=4)
     assert preempted(equals)[0] == (1, 0)  # of equals the first in the running list
+
+
+def test_rule_19_the_tokens_of_a_victim_return_to_the_budget(play: Play) -> None:
+    """Request 1 takes a block from request 0, which is planned already. Its tokens go to request 2, behind them."""
+    off = {"scheduler_reserve_full_isl": False, "policy": "priority"}
+    decode: tuple[Row, ...] = ((0, "u0[0:4]", 20, 9), (1, "u1[0:4]", 20, 0), (2, "u2[0:36]", 1, 1))
+    steps = play(*decode, **off, usable_blocks=11, max_num_batched_tokens=8)
+    assert batches(steps)[5] == [(0, 1), (1, 1), (2, 6)]
+    assert steps[6]["preempted"] == [[0, 9, 6, 3]]
+    assert batches(steps)[6] == [(1, 1), (2, 7)]
+    chunk: tuple[Row, ...] = ((0, "u0[0:30]", 1, 9), (1, "u1[0:4]", 20, 0), (2, "u2[0:20]", 1, 1))
+    limits = {"max_num_batched_tokens": 5, "max_num_seqs": 5, "long_prefill_token_threshold": 3}
+    steps = play(*chunk, **off, **limits, usable_blocks=10)
+    assert batches(steps)[6] == [(0, 3), (1, 1), (2, 1)]
+    assert steps[7]["preempted"] == [[0, 23, 0, 7]]
+    assert batches(steps)[7] == [(1, 1), (2, 3)]
 
 
 def test_rule_20_with_priorities_the_scan_goes_on_behind_a_request_that_removes_itself(play: Play) -> None:

@@ -1,16 +1,22 @@
 """A `vllm serve` line in, a `vllm serve` line out, and nothing dropped in silence."""
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from kvsim.cli import main
 from kvsim.core.errors import InputError
+from kvsim.core.hardware import Gpu
+from kvsim.core.model import ModelSpec
+from kvsim.core.seats import StepCost
+from kvsim.costs.affine import Affine
 from kvsim.scenario import Scenario
-from kvsim.scenario.engine_args import EFFECT, NO_EFFECT, SHORT, read_engine_args, serve_lines
+from kvsim.scenario.engine_args import BARE, EFFECT, NO_EFFECT, SHORT, SWITCHES, read_engine_args, serve_lines
 from kvsim.scenario.resolve import resolve
-from kvsim.scenario.source import dotted
+from kvsim.scenario.source import Override, dotted
 
 SCENARIO = """\
 workload: {generate: {name: lognormal_poisson, n: 20, rate_per_s: 100}}
@@ -80,8 +86,30 @@ def test_a_length_left_to_the_model(written: str) -> None:
 def test_every_argument_of_vllm_is_a_key_or_is_mentioned() -> None:
     """Nothing is dropped in silence, whatever the argument, and nothing that vLLM knows is refused."""
     for name in sorted((EFFECT - {"model"}) | NO_EFFECT | set(SHORT)):
-        read = read_engine_args(f"--{name.replace('_', '-')}")
+        value = "" if SHORT.get(name, name) in BARE else "7"
+        read = read_engine_args(f"--{name.replace('_', '-')} {value}")
         assert bool(read.overrides) != bool(read.notes), name
+    assert BARE < EFFECT | NO_EFFECT
+
+
+def test_switches_are_turned_off_as_vllm_turns_them_off() -> None:
+    """--no-x; of enable_x and disable_x also the other one. Nothing else has such a form, nor do flags."""
+    off = {"kv.enable_prefix_caching": False}
+    assert keys("--no-enable-prefix-caching") == keys("--disable-prefix-caching") == off
+    assert keys("--no-async-scheduling") == {"scheduler.async_scheduling": False}
+    for name in sorted(EFFECT | NO_EFFECT):
+        line = f"--no-{name.replace('_', '-')}"
+        if name in SWITCHES:
+            assert not read_engine_args(line).overrides or set(keys(line).values()) == {False}
+        else:
+            with pytest.raises(InputError, match="vLLM has no argument --no-"):
+                read_engine_args(f"{line} 0.1")
+
+
+@pytest.mark.parametrize("written", ["-O3", "-O=3", "-O 3", "-O.level=3", "--optimization-level 3"])
+def test_the_level_of_optimisation_is_mentioned(written: str) -> None:
+    (note,) = read_engine_args(written).notes
+    assert note.endswith(" is not modelled")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +166,14 @@ def test_a_folder_with_a_config_is_a_model(tmp_path: Path) -> None:
         ("--max-num-seq 3", "vLLM has no argument --max-num-seq; did you mean --max-num-seqs?"),
         ("--xyzzy", "vLLM has no argument --xyzzy"),
         ("--enable-chunked-prefill llama", "--enable-chunked-prefill takes no value, found 'llama'"),
+        ("--no-watermark 0.1", "vLLM has no argument --no-watermark; did you mean --watermark?"),
+        ("--disable-async-scheduling", "vLLM has no argument --disable-async-scheduling; did you mean --async-sched"),
+        ("--swap-space 4", "vLLM's --swap-space no longer exists: preemption is by recomputation"),
+        ("--model", "--model needs a value"),
+        ("--max-num-seqs= --port 80", "--max-num-seqs needs a value"),
+        ("--async-scheduling yes", "--async-scheduling takes no value, found 'yes'"),
+        ("--kv-cache-memory-bytes 10GB", "--kv-cache-memory-bytes: '10GB' is not a whole number; 4096, 4k (thousands)"),
+        ("--max-num-batched-tokens 1.5K", "--max-num-batched-tokens: '1.5K' is not a whole number"),
         ("--max-num-seqs '3", "cannot be taken apart: No closing quotation"),
     ],
 )
@@ -168,6 +204,38 @@ def test_the_line_of_a_scenario_is_that_scenario(scenario: Path, arguments: str)
     again = read_engine_args(line)
     assert again.notes == ()
     assert resolve(Scenario.load(scenario, again.overrides)).scenario_hash == asked.scenario_hash
+
+
+@dataclass(frozen=True)
+class SixteenBit:
+    """A cost model that times 16 bit models only."""
+
+    def start(self, model: ModelSpec, gpu: Gpu, tensor_parallel_size: int) -> StepCost:
+        if model.quantization is not None:
+            raise model.untimed("weights of fewer bits")
+        if model.kv_format.value_bytes != 2:
+            raise model.untimed("KV of fewer bits")
+        return Affine(base_s=0.001).start(model, gpu, tensor_parallel_size)
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("--max-num-seqs -1", "--engine-args scheduler.max_num_seqs: -1 is not allowed; it must be at least 1"),
+        ("--max-num-seqs 4k", "--engine-args scheduler.max_num_seqs: expected a whole number, found '4k'"),
+        ("--kv-cache-dtype fp8", "--engine-args kv.kv_cache_dtype: llama-3.1-8b has KV of fewer bits"),
+        ("--quantization fp8", "--engine-args cluster.quantization: llama-3.1-8b has weights of fewer bits"),
+        ("-q fp8 --kv-cache-dtype fp8", "--engine-args cluster.quantization: llama-3.1-8b has weights of fewer bits"),
+    ],
+)
+def test_what_a_line_asks_for_is_refused_at_the_line(
+    scenario: Path, line: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "outside", sys.modules[__name__])
+    cost = Override(("cost",), "outside:SixteenBit")
+    with pytest.raises(InputError) as refused:
+        resolve(Scenario.load(scenario, [*read_engine_args(line).overrides, cost]))
+    assert str(refused.value).startswith(place)
 
 
 def test_formats_of_weights_and_kv_are_said(scenario: Path) -> None:

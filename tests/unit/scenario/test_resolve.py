@@ -142,7 +142,7 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
         ("kv: {kv_cache_dtype: int4}\n", "3: kv.kv_cache_dtype: 'int4' is not modelled; allowed: auto, bfloat16, "),
         (
             "model: llama-3.1-8b\ncluster: {gpu: a100-80gb-sxm}\ncost: calibrated\nkv: {kv_cache_dtype: fp8}\n",
-            "3: model: llama-3.1-8b has KV of fewer bits, not measured on a100-80gb-sxm, which the cost model cannot time",
+            "6: kv.kv_cache_dtype: llama-3.1-8b has KV of fewer bits, not measured on a100-80gb-sxm, which the cost model ",
         ),
         (
             "model: deepseek-v3.2\ncluster: {tensor_parallel_size: 16}\n",
@@ -159,9 +159,26 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
         ),
         (
             "scheduler: {max_num_scheduled_tokens: 500, prefill_schedule_interval: 2}\n",
-            "3: scheduler.max_num_seqs: 1024 is not allowed: every running request takes a token of a step, and "
-            "max_num_scheduled_tokens is 500",
+            "3: scheduler.max_num_scheduled_tokens: 500 is not allowed: every running request takes a token of a step, "
+            "and max_num_seqs is 1024 by default; at least 1024, or a smaller max_num_seqs",
         ),
+        (
+            "scheduler: {max_num_seqs: 600, max_num_scheduled_tokens: 500, prefill_schedule_interval: 2}\n",
+            "3: scheduler.max_num_seqs: 600 is not allowed: every running request takes a token of a step, and "
+            "max_num_scheduled_tokens is 500; at most 500",
+        ),
+        ("scheduler: {watermark: -0.1}\n", "3: scheduler.watermark: -0.1 is not allowed; it must be at least 0"),
+        ("scheduler: {watermark: 1}\n", "3: scheduler.watermark: 1.0 is not allowed; it must be less than 1"),
+        ("scheduler: {watermark: .inf}\n", "3: scheduler.watermark: expected a finite number, found inf"),
+        (
+            "scheduler: {name: prefill_first, watermark: 1.5}\n",
+            "3: scheduler.watermark: 1.5 is not allowed; it must be less than 1",
+        ),
+        (
+            "scheduler: {name: prefill_first, preemption_mode: swap, swap_space_gib: .inf}\n",
+            "3: scheduler.swap_space_gib: expected a finite number, found inf",
+        ),
+        ("scheduler: {long_prefill_token_threshold: -1}\n", "3: scheduler.long_prefill_token_threshold: -1 is not all"),
         ("scheduler: {prefill_schedule_interval: 0}\n", "3: scheduler.prefill_schedule_interval: 0 is not allowed"),
         (
             "scheduler: {name: prefill_first, max_num_batched_tokens: 2048}\n",
@@ -188,6 +205,12 @@ def test_pools_come_as_prefill_and_decode_and_take_what_they_do_not_say(folder: 
 )
 def test_what_does_not_fit_together_is_refused(folder: Path, text: str, message: str) -> None:
     assert refusal(folder, text).startswith(message)
+
+
+def test_a_budget_below_max_num_seqs_is_allowed_where_nobody_can_be_admitted_beyond_it(folder: Path) -> None:
+    whole = "scheduler: {max_num_scheduled_tokens: 512, enable_chunked_prefill: false}\n"
+    scenario = Scenario.load(written(folder, f"cluster: {{max_model_len: 400}}\n{whole}"))
+    assert resolve(scenario).pools[0].pool.scheduler.max_num_seqs == 1024
 
 
 def test_prefix_caching_is_on_where_it_can_be_and_said_to_be_off_or_to_have_nothing_to_find(folder: Path) -> None:
@@ -310,7 +333,12 @@ def test_a_policy_of_others_is_checked(folder: Path, plugin: str) -> None:
         == "3: router.bias: expected a number, found 'high'"
     )
     assert (
-        refusal(folder, f"router: {{name: '{plugin}', bias: .nan}}\n") == "3: router.bias: expected a number, found nan"
+        refusal(folder, f"router: {{name: '{plugin}', bias: .nan}}\n")
+        == "3: router.bias: expected a finite number, found nan"
+    )
+    assert (
+        refusal(folder, f"router: {{name: '{plugin}', weights: [1, .inf]}}\n")
+        == "3: router.weights: expected a finite number, found inf"
     )
     assert (
         refusal(folder, "router: outside:NoRouter\n")

@@ -67,9 +67,9 @@ def test_the_links_are_those_that_the_scheduler_takes_and_the_gpus_have() -> Non
         ({"swap_link": "nvlink-c2c", "swap_bytes_per_s": 1e9}, {}, "scheduler.swap_bytes_per_s: swap_link is given"),
         ({"swap_space_gib": -1.0}, {}, "scheduler.swap_space_gib: -1.0 is not allowed"),
         ({"async_scheduling": True}, {}, "scheduler.async_scheduling: unknown key"),
-        ({}, {"kv": {"enable_prefix_caching": True}}, "scheduler.preemption_mode: swapping is modelled without kv.ena"),
+        ({}, {"kv": {"enable_prefix_caching": True}}, "scheduler.preemption_mode: swapping is not modelled with pre"),
         ({}, {"cluster": {"pools": [{"role": "prefill"}, {"role": "decode"}], "link": {"bytes_per_s": "1GB/s"}}},
-         "scheduler.preemption_mode: swapping is modelled in mixed pools only"),
+         "scheduler.preemption_mode: swapping is not modelled with pools of role prefill"),
     ],
 )  # fmt: skip
 def test_what_is_refused(scheduler: dict[str, Any], keys: dict[str, Any], said: str) -> None:

@@ -43,9 +43,15 @@ def alter_request(folder: Path, index: int, name: str, value: str) -> None:
         rows = list(csv.DictReader(file))
     rows[index][name] = value
     with open(folder / "requests.csv", "w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
+        table = csv.DictWriter(file, list(rows[0] | {name: value}))
         table.writeheader()
         table.writerows(rows)
+
+
+def alter_config(folder: Path, section: str, name: str, value: Any) -> None:
+    about = json.loads((folder / "config.json").read_text())
+    about[section][name] = value
+    (folder / "config.json").write_text(json.dumps(about))
 
 
 def run(*arguments: object) -> int:
@@ -178,13 +184,102 @@ FREE = load(PRESSURE).steps[3]["free_blocks"]
 
 
 def test_a_recording_that_is_not_modelled_is_no_success(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    about = json.loads((recording / "config.json").read_text())
-    about["config"]["kv_connector"] = "any"
-    (recording / "config.json").write_text(json.dumps(about))
+    alter_config(recording, "config", "kv_connector", "any")
     assert run(recording.parent) == 1
     assert "pressure: not modelled: kv_connector = any" in capsys.readouterr().out
     with pytest.raises(InputError, match="does not model kv_connector = any"):
         compare(load(recording), "leap")
+
+
+def test_a_parameter_that_nobody_knows_is_not_modelled(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alter_config(recording, "config", "newparam", 3)
+    alter_config(recording, "config", "pipeline_parallel_size", 1)
+    assert run(recording) == 1
+    assert capsys.readouterr().out == "pressure: not modelled: newparam = 3\n0 equal, 1 not modelled\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("policy", "lifo", "'lifo' is not allowed; allowed: fcfs, priority"),
+        ("prefill_schedule_interval", 0, "0 is not allowed; it must be at least 1"),
+        ("prefill_schedule_interval", None, "expected a whole number, found null"),
+        ("max_num_active_seqs", 0, "0 is not allowed; it must be at least 1"),
+        ("max_num_active_seqs", 9999, "9999 is not allowed: max_num_seqs is "),
+        ("max_num_seqs", 9999, "9999 is not allowed: max_num_batched_tokens is "),
+        ("max_num_seqs", True, "True is not a whole number from 1 to "),
+        ("usable_blocks", 10**20, "100000000000000000000 is not a whole number from 1 to "),
+        ("watermark", None, "expected a number, found null"),
+        ("watermark", "x", "expected a number, found 'x'"),
+        ("watermark", 1, "1.0 is not allowed; it must be less than 1"),
+        ("enable_prefix_caching", "yes", "expected true or false, found 'yes'"),
+    ],
+)
+def test_a_parameter_that_vllm_refuses_is_refused(recording: Path, name: str, value: object, problem: str) -> None:
+    alter_config(recording, "config", name, value)
+    with pytest.raises(InputError) as refused:
+        load(recording)
+    assert f"config.json: {name}: {problem}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("segments", "", "'' is no segment; name[first:end] of a stream of tokens, joined by ;"),
+        ("segments", "foo", "'foo' is no segment"),
+        ("segments", "sys0[0:x]", "'sys0[0:x]' is no segment"),
+        ("segments", "[0:24]", "'[0:24]' is no segment"),
+        ("segments", "s[0:24];", "'' is no segment"),
+        ("segments", "s[24:24]", "'s[24:24]' is no segment"),
+        ("segments", "s[0:24]t[0:1]", "'s[0:24]t[0:1]' is no segment"),
+        ("segments", "o99[0:24]", "'o99[0:24]' is of a request that there is not"),
+        ("segments", "s[0:9999]", "9999 tokens, prompt_tokens is "),
+        ("prompt_tokens", "0", "'0' is not a whole number from 1 to 2147483647"),
+        ("prompt_tokens", "9" * 20, f"'{'9' * 20}' is not a whole number from 1 to "),
+        ("max_tokens", "-1", "'-1' is not a whole number from 1 to "),
+        ("arrival_ns", "-1", "'-1' is not a whole number from 0 to "),
+        ("generated_tokens", "x", "'x' is not a whole number from 0 to "),
+        ("finish_ns", "x", "'x' is not a whole number from 0 to "),
+        ("first_token_ns", "1.5", "'1.5' is not a whole number from 0 to "),
+        ("status", "lost", "'lost' is not a status; allowed: finished, rejected, "),
+        ("ends", "soon", "'soon' is not an end; allowed: eos, or nothing"),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused(recording: Path, name: str, value: str, problem: str) -> None:
+    alter_request(recording, 3, name, value)
+    with pytest.raises(InputError) as refused:
+        load(recording)
+    assert f"requests.csv:5: {name}: {problem}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("end_ns", "1", '"1" is not a whole number'),
+        ("c", [0.5], "[0.5] is not a list of whole"),
+        ("k", None, "- is not"),
+    ],
+)
+def test_a_field_that_a_step_needs_is_demanded(recording: Path, name: str, value: object, problem: str) -> None:
+    alter_step(recording, 3, lambda step: step.update({name: value}))
+    with pytest.raises(InputError) as refused:
+        load(recording)
+    assert f"steps.jsonl.gz:4: {name}: {problem}" in str(refused.value)
+
+
+def test_steps_that_are_none_are_refused(recording: Path) -> None:
+    file = recording / "steps.jsonl.gz"
+    packed = file.read_bytes()
+    for content, problem in (
+        (gzip.compress(b"[1]\n"), "steps.jsonl.gz:1: [1] is not a step"),
+        (gzip.compress(b"{"), "is no recording: Expecting property name"),
+        (packed[: len(packed) // 2], "is no recording: Compressed file ended"),
+        (packed[:40] + b"xxxx" + packed[44:], "is no recording: "),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InputError) as refused:
+            load(recording)
+        assert problem in str(refused.value)
 
 
 def test_a_folder_without_recordings_and_broken_files_are_user_mistakes(
@@ -204,13 +299,11 @@ def test_a_folder_without_recordings_and_broken_files_are_user_mistakes(
     (recording / "steps.jsonl.gz").write_bytes(b"no gzip")
     assert run(recording) == 2
     assert "is no recording" in capsys.readouterr().err
-    about = json.loads((recording / "config.json").read_text())
-    about["cost"]["base_ns"] = "4 ms"
-    (recording / "config.json").write_text(json.dumps(about))
+    alter_config(recording, "cost", "base_ns", "4 ms")
     alter_request(recording, 3, "arrival_ns", "0")
     (recording / "steps.jsonl.gz").write_bytes(gzip.compress(b""))
     assert run(recording) == 2
-    assert "config.json: base_ns: '4 ms' is not a whole number of at least 0" in capsys.readouterr().err
+    assert "config.json: base_ns: '4 ms' is not a whole number from 0 to 1000000000000" in capsys.readouterr().err
     (recording / "config.json").write_text('{"config": {}}')
     assert run(recording) == 2
     (recording / "config.json").write_text("{")
