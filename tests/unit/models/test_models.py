@@ -324,6 +324,35 @@ def test_how_weights_are_stored(tmp_path: Path, quantised: dict[str, Any], expec
     assert load_model(config(tmp_path, quantization_config=quantised)).quantization == expected
 
 
+@pytest.mark.parametrize(
+    ("quantised", "message"),
+    [
+        ({"quant_method": "gptq", "bits": "four"}, "bits: 'four' is not allowed; needed: an integer"),
+        ({"quant_method": "gptq", "bits": 99}, "bits: 99: allowed: 2, 3, 4, 8"),
+        ({"quant_method": "awq", "w_bit": [4]}, "w_bit: not allowed; needed: an integer"),
+        ({"quant_method": "gptq", "group_size": "128"}, "group_size: '128' is not allowed; needed: an integer"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size: needed: two integers above 0"),
+        ({"quant_method": "fp8", "ignore": 5}, "ignore: 5 is not allowed; needed: a list of texts"),
+        ({"quant_method": "fp8", "modules_to_not_convert": [5]}, "modules_to_not_convert: not allowed; needed: a list"),
+        ({"quant_method": "compressed-tensors"}, "config_groups: 0 formats of weights"),
+        ({"quant_method": "compressed-tensors", "config_groups": [1]}, "config_groups: not allowed; needed: an object"),
+        *(
+            ({"quant_method": "compressed-tensors", "config_groups": {"g": group}}, f"config_groups.g{message}")
+            for group, message in (
+                (None, ": needed: an object with weights"),
+                ({"weights": "x"}, ".weights: 'x' is not allowed; needed: an object"),
+                ({"weights": INT4, "input_activations": [1]}, ".input_activations: not allowed; needed: an object"),
+                ({"weights": {**INT4, "group_size": [1]}}, ".weights.group_size: not allowed; needed: an integer"),
+            )
+        ),
+    ],
+)
+def test_a_wrong_key_of_a_format_is_named(tmp_path: Path, quantised: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load_model(config(tmp_path, quantization_config=quantised))
+    assert str(refused.value).startswith(f"{tmp_path}/config.json: quantization_config.{message}")
+
+
 def test_weights_that_another_file_describes_are_not_taken_for_16_bit(tmp_path: Path) -> None:
     path = config(tmp_path)
     (tmp_path / "hf_quant_config.json").write_text("{}")
@@ -376,6 +405,10 @@ def test_what_is_not_modelled_is_refused_by_its_key(tmp_path: Path, changes: dic
         ({"hidden_size": "big"}, "hidden_size: 'big' is not allowed; needed: an integer above 0"),
         ({"num_hidden_layers": -1}, "num_hidden_layers: -1 is not allowed; needed: an integer above 0"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no' is not allowed; needed: true or false"),
+        (
+            {"model_type": "gemma3", "vision_config": {"hidden_size": "x"}},
+            "vision_config.hidden_size: 'x' is not allowed; needed: an integer above 0",
+        ),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
