@@ -62,7 +62,7 @@ def read_config(path: Path) -> ModelSpec:
     """
     try:
         keys = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot be read as JSON: {error}", file=path) from None
     if not isinstance(keys, dict):
         raise InputError("not a config.json: the top level must be an object", file=path)
