@@ -41,6 +41,7 @@ _SHARED: Final = ("n_shared_experts", "moe_num_shared_experts")
 _ABOUT_EXPERTS: Final = tuple(
     key for key in (*_EXPERTS, *_PER_TOKEN, *_SHARED, "shared_expert_intermediate_size") if "expert" in key
 )
+_MOST_LAYERS: Final = 10_000
 _DRAFT: Final = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 _LENGTHS: Final = (
     "max_position_embeddings",
@@ -118,7 +119,7 @@ class _Reader:
         self.model_type = family
         self.family: Family = FAMILIES[family]
         self.width = keys.first(_WIDTH)
-        self.layers = keys.first(_LAYERS)
+        self.layers = keys.first(_LAYERS, most=_MOST_LAYERS)
         self.heads = keys.first(_HEADS)
         self.max_model_len = self._max_model_len()
 
@@ -233,6 +234,10 @@ class _Reader:
             return self._latent()
         keys, family = self.keys, self.family
         kv_heads = keys.first(_KV_HEADS, self.heads)
+        if self.heads % kv_heads:
+            raise keys.refusal(keys.named(_KV_HEADS) or _KV_HEADS[0], f"does not divide {self.heads} attention heads")
+        if keys.named(_HEAD_DIM) is None and self.width % self.heads:
+            raise keys.refusal(keys.named(_HEADS) or _HEADS[0], f"does not divide a width of {self.width}")
         head_dim = keys.first(_HEAD_DIM, self.width // self.heads)
         window, chunked = (None, False) if kind == "full_attention" else (self._window(), False)
         if kind == "chunked_attention":
@@ -336,9 +341,10 @@ class _Reader:
             shared = keys.count("shared_expert_intermediate_size")
         if self.model_type == "llama4_text":
             shared = width
+        count = keys.first(_EXPERTS)
         return Experts(
-            count=keys.first(_EXPERTS),
-            per_token=keys.first(_PER_TOKEN),
+            count=count,
+            per_token=keys.first(_PER_TOKEN, most=count),
             width=width,
             shared_width=shared,
             shared_gate=bool(shared) and family.shared_gate,

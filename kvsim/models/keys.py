@@ -31,13 +31,14 @@ class Keys:
             if near:
                 raise InputError("unknown key", file=self.path, key=key, hint=f"did you mean {near[0]!r}?")
 
-    def count(self, key: str) -> int:
-        """An integer above 0. Raises InputError if it is anything else, or missing."""
+    def count(self, key: str, most: int | None = None) -> int:
+        """An integer above 0, of ``most`` at most. Raises InputError if it is anything else, or missing."""
+        needed = "an integer above 0" if most is None else f"an integer from 1 to {most}"
         value = self.get(key)
         if value is None:
-            raise InputError("missing key", file=self.path, key=self._within + key, hint="needed: an integer above 0")
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise self._wrong(key, "an integer above 0")
+            raise InputError("missing key", file=self.path, key=self._within + key, hint=f"needed: {needed}")
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0 or (most is not None and value > most):
+            raise self._wrong(key, needed)
         return value
 
     def integer(self, key: str) -> int | None:
@@ -74,12 +75,16 @@ class Keys:
         found = self._keys.items()
         return [(key, n) for key, n in found if word in key and isinstance(n, int) and not isinstance(n, bool)]
 
-    def first(self, keys: Sequence[str], otherwise: int | None = None) -> int:
+    def first(self, keys: Sequence[str], otherwise: int | None = None, most: int | None = None) -> int:
         """The count under the first of several keys that is set. Raises InputError if none is and nothing stands in."""
-        key = next((key for key in keys if self.get(key)), None)
+        key = self.named(keys)
         if key is None and otherwise is not None:
             return otherwise
-        return self.count(key or keys[0])
+        return self.count(key or keys[0], most)
+
+    def named(self, keys: Sequence[str]) -> str | None:
+        """The first of several keys that is set."""
+        return next((key for key in keys if self.get(key)), None)
 
     def integers(self, key: str) -> list[int] | None:
         """A list of integers, not negative; None if the key is missing. Raises InputError for anything else."""

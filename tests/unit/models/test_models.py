@@ -403,8 +403,22 @@ def test_what_is_not_modelled_is_refused_by_its_key(tmp_path: Path, changes: dic
         ({"hidden_size": None}, "hidden_size: missing key; needed: an integer above 0"),
         ({"model_type": "mixtral"}, "num_experts: missing key; needed: an integer above 0"),
         ({"hidden_size": "big"}, "hidden_size: 'big' is not allowed; needed: an integer above 0"),
-        ({"num_hidden_layers": -1}, "num_hidden_layers: -1 is not allowed; needed: an integer above 0"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers: -1 is not allowed; needed: an integer from 1 to 10000"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no' is not allowed; needed: true or false"),
+        (
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers: 1000000000 is not allowed; needed: an integer from 1 to 10000",
+        ),
+        ({"num_key_value_heads": 7}, "num_key_value_heads: 7: does not divide 32 attention heads"),
+        ({"num_kv_heads": 64}, "num_kv_heads: 64: does not divide 32 attention heads"),
+        (
+            {"num_attention_heads": 48, "num_key_value_heads": 8},
+            "num_attention_heads: 48: does not divide a width of 4096",
+        ),
+        (
+            {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 8},
+            "num_experts_per_tok: 8 is not allowed; needed: an integer from 1 to 4",
+        ),
         (
             {"model_type": "gemma3", "vision_config": {"hidden_size": "x"}},
             "vision_config.hidden_size: 'x' is not allowed; needed: an integer above 0",
