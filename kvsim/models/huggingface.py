@@ -41,6 +41,7 @@ _SHARED: Final = ("n_shared_experts", "moe_num_shared_experts")
 _ABOUT_EXPERTS: Final = tuple(
     key for key in (*_EXPERTS, *_PER_TOKEN, *_SHARED, "shared_expert_intermediate_size") if "expert" in key
 )
+_SCALED_ALREADY: Final = ("su", "longrope", "llama3")
 _MOST_LAYERS: Final = 10_000
 _DRAFT: Final = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 _LENGTHS: Final = (
@@ -357,11 +358,32 @@ class _Reader:
     def _max_model_len(self) -> int:
         keys = self.keys
         if keys.get("model_max_length") is not None:
-            return keys.count("model_max_length")
+            return self._scaled(keys.count("model_max_length"))
         lengths = [keys.count(key) for key in _LENGTHS if keys.get(key) is not None]
         if not lengths:
             raise InputError("missing key", file=keys.path, key=_LENGTHS[0], hint=f"or {', '.join(_LENGTHS[1:])}")
-        return min(lengths)
+        return self._scaled(min(lengths))
+
+    def _scaled(self, length: int) -> int:
+        """With what scaling the rotary embedding adds: ``factor`` times the length, with YaRN times the original one;
+        nothing where the length counts it already. ``rope_parameters`` may hold an object per kind of layer.
+
+        Source: vLLM 0.11, ``_get_and_verify_max_len`` of ``vllm.config``.
+        """
+        keys = self.keys
+        found = keys.within("rope_parameters" if keys.get("rope_parameters") else "rope_scaling")
+        if found is None or self.model_type == "gemma3_text":
+            return length
+        kinds = [name for name in found.names() if name in _KINDS]
+        factor = 1.0
+        for rope in [found.within(name) for name in kinds] or [found]:
+            form = rope and (rope.get("rope_type") or rope.get("type"))
+            if rope is None or form in _SCALED_ALREADY:
+                continue
+            factor = rope.number("factor", factor)
+            if form == "yarn" and rope.get("original_max_position_embeddings") is not None:
+                length = rope.count("original_max_position_embeddings")
+        return int(length * factor)
 
     def _dtype_bytes(self) -> int:
         keys = self.keys

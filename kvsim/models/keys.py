@@ -48,6 +48,15 @@ class Keys:
             raise self._wrong(key, "an integer")
         return value
 
+    def number(self, key: str, otherwise: float) -> float:
+        """A number above 0, of a million at most. Raises InputError if it is anything else."""
+        value = self.get(key)
+        if value is None:
+            return otherwise
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1e6:
+            raise self._wrong(key, "a number above 0")
+        return value
+
     def texts(self, key: str) -> list[str]:
         """A list of texts, empty if the key is missing. Raises InputError for anything else."""
         value = self.get(key)

@@ -257,6 +257,34 @@ def test_the_sizes_that_keys_describe(tmp_path: Path, changes: dict[str, Any], e
     assert shape_of(model) == {**shape_of(load_model("llama-3.1-8b")), **expected}
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(
+    ("changes", "length"),
+    [
+        # 131,072 tokens: https://qwen.readthedocs.io/en/latest/deployment/vllm.html
+        ({"model_type": "qwen2", "max_position_embeddings": 32768, "rope_scaling": YARN}, 131072),
+        ({"max_position_embeddings": 131072, "rope_scaling": YARN}, 131072),  # DeepSeek, gpt-oss: counted already
+        ({"max_position_embeddings": 2048, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 4096),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}, 131072),
+        ({"rope_scaling": {"type": "su", "factor": 8.0}}, 131072),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, 131072),
+        ({"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, 131072),
+        ({"max_position_embeddings": 32768, "rope_parameters": YARN}, 131072),
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}},
+            },
+            131072,
+        ),
+    ],
+)
+def test_the_longest_context_is_the_one_that_vllm_serves(tmp_path: Path, changes: dict[str, Any], length: int) -> None:
+    assert load_model(config(tmp_path, **changes)).max_model_len == length
+
+
 def test_the_decoder_of_a_model_with_an_encoder_is_read(tmp_path: Path) -> None:
     text = {"model_type": "mistral", "num_hidden_layers": 40}
     assert load_model(config(tmp_path, text_config=text)).layers == 40
