@@ -318,8 +318,11 @@ def _graph_sizes(tokens: Counts, largest: int) -> Counts:
 
 
 def _reached(gpu: Gpu, file: SurfaceFile | None) -> Gpu:
-    """The GPU with the bandwidth and arithmetic of which the measured one reached as large a share."""
-    if file is None or file.gpu == gpu.name:
+    """The GPU with the bandwidth and arithmetic of which the measured one reached as large a share.
+
+    What a GPU reaches more of is known against the one that it names, and no other.
+    """
+    if file is None or file.gpu != gpu.surfaces_of:
         return gpu
     memory, compute = gpu.transfer_memory, gpu.transfer_compute
     return replace(gpu, hbm_bytes_per_s=gpu.hbm_bytes_per_s * memory, bf16_flops_per_s=gpu.bf16_flops_per_s * compute)

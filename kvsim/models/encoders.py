@@ -136,7 +136,7 @@ def read_encoder(keys: Keys, whole: Mapping[str, Any], decoder_width: int) -> En
     kind = str(whole.get("model_type"))
     if kind not in ENCODERS or not isinstance(config, dict):
         raise keys.refusal("vision_config", f"encoders of {kind!r} are not modelled; {', '.join(ENCODERS)} are")
-    own = Keys(keys.path, config, keys.source)
+    own = Keys(keys.path, config, keys.source, "vision_config.")
     # Qwen2-VL calls its width embed_dim, and hidden_size the width of the decoder.
     width = own.first(("embed_dim", "hidden_size"))
     patch = own.first(("patch_size", "spatial_patch_size"))

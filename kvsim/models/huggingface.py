@@ -41,6 +41,8 @@ _SHARED: Final = ("n_shared_experts", "moe_num_shared_experts")
 _ABOUT_EXPERTS: Final = tuple(
     key for key in (*_EXPERTS, *_PER_TOKEN, *_SHARED, "shared_expert_intermediate_size") if "expert" in key
 )
+_SCALED_ALREADY: Final = ("su", "longrope", "llama3")
+_MOST_LAYERS: Final = 10_000
 _DRAFT: Final = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 _LENGTHS: Final = (
     "max_position_embeddings",
@@ -62,7 +64,7 @@ def read_config(path: Path) -> ModelSpec:
     """
     try:
         keys = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot be read as JSON: {error}", file=path) from None
     if not isinstance(keys, dict):
         raise InputError("not a config.json: the top level must be an object", file=path)
@@ -118,7 +120,7 @@ class _Reader:
         self.model_type = family
         self.family: Family = FAMILIES[family]
         self.width = keys.first(_WIDTH)
-        self.layers = keys.first(_LAYERS)
+        self.layers = keys.first(_LAYERS, most=_MOST_LAYERS)
         self.heads = keys.first(_HEADS)
         self.max_model_len = self._max_model_len()
 
@@ -233,6 +235,10 @@ class _Reader:
             return self._latent()
         keys, family = self.keys, self.family
         kv_heads = keys.first(_KV_HEADS, self.heads)
+        if self.heads % kv_heads:
+            raise keys.refusal(keys.named(_KV_HEADS) or _KV_HEADS[0], f"does not divide {self.heads} attention heads")
+        if keys.named(_HEAD_DIM) is None and self.width % self.heads:
+            raise keys.refusal(keys.named(_HEADS) or _HEADS[0], f"does not divide a width of {self.width}")
         head_dim = keys.first(_HEAD_DIM, self.width // self.heads)
         window, chunked = (None, False) if kind == "full_attention" else (self._window(), False)
         if kind == "chunked_attention":
@@ -336,9 +342,10 @@ class _Reader:
             shared = keys.count("shared_expert_intermediate_size")
         if self.model_type == "llama4_text":
             shared = width
+        count = keys.first(_EXPERTS)
         return Experts(
-            count=keys.first(_EXPERTS),
-            per_token=keys.first(_PER_TOKEN),
+            count=count,
+            per_token=keys.first(_PER_TOKEN, most=count),
             width=width,
             shared_width=shared,
             shared_gate=bool(shared) and family.shared_gate,
@@ -351,11 +358,32 @@ class _Reader:
     def _max_model_len(self) -> int:
         keys = self.keys
         if keys.get("model_max_length") is not None:
-            return keys.count("model_max_length")
+            return self._scaled(keys.count("model_max_length"))
         lengths = [keys.count(key) for key in _LENGTHS if keys.get(key) is not None]
         if not lengths:
             raise InputError("missing key", file=keys.path, key=_LENGTHS[0], hint=f"or {', '.join(_LENGTHS[1:])}")
-        return min(lengths)
+        return self._scaled(min(lengths))
+
+    def _scaled(self, length: int) -> int:
+        """With what scaling the rotary embedding adds: ``factor`` times the length, with YaRN times the original one;
+        nothing where the length counts it already. ``rope_parameters`` may hold an object per kind of layer.
+
+        Source: vLLM 0.11, ``_get_and_verify_max_len`` of ``vllm.config``.
+        """
+        keys = self.keys
+        found = keys.within("rope_parameters" if keys.get("rope_parameters") else "rope_scaling")
+        if found is None or self.model_type == "gemma3_text":
+            return length
+        kinds = [name for name in found.names() if name in _KINDS]
+        factor = 1.0
+        for rope in [found.within(name) for name in kinds] or [found]:
+            form = rope and (rope.get("rope_type") or rope.get("type"))
+            if rope is None or form in _SCALED_ALREADY:
+                continue
+            factor = rope.number("factor", factor)
+            if form == "yarn" and rope.get("original_max_position_embeddings") is not None:
+                length = rope.count("original_max_position_embeddings")
+        return int(length * factor)
 
     def _dtype_bytes(self) -> int:
         keys = self.keys

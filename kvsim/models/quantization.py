@@ -2,9 +2,10 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
+from kvsim.core.errors import InputError
 from kvsim.core.layers import Part
 from kvsim.core.model import Quantization
 from kvsim.models.keys import Keys
@@ -20,6 +21,7 @@ _PARTS: Final[tuple[tuple[re.Pattern[str], Part], ...]] = (
     (re.compile(r"mlp|feed_forward"), "mlp"),
 )
 _KEPT: Final = ("modules_to_not_convert", "ignore", "exclude_modules")
+_WEIGHT_ONLY_BITS: Final = (2, 3, 4, 8)
 MXFP4: Final = 0.5 + 1 / 32  # an 8 bit scale for 32 weights
 NVFP4: Final = 0.5 + 1 / 16  # an 8 bit scale for 16 weights
 
@@ -32,53 +34,51 @@ def read_quantization(keys: Keys, layers: int) -> Quantization | None:
     module in most layers. Raises InputError naming the key for a method that is not modelled.
     Source: https://huggingface.co/docs/transformers/quantization; OCP Microscaling v1.0.
     """
-    config = keys.get("quantization_config")
-    if not config:
+    config = keys.within("quantization_config")
+    if config is None:
         return None
-    if not isinstance(config, dict):
-        raise keys.refusal("quantization_config", "must be an object")
     method = config.get("quant_method")
-    name, weight_bytes = _format(keys, config, str(method))
-    kept: Iterable[str] = (
-        config.get("modules_to_not_convert") or config.get("ignore") or config.get("exclude_modules") or ()
-    )
+    name, weight_bytes = _format(config, str(method))
+    kept = next(filter(None, map(config.texts, _KEPT)), [])
     parts = _ALL if method != "mxfp4" else ("experts",)
     excluded = _excluded(kept, layers)
     return Quantization(name, weight_bytes, tuple(part for part in parts if part not in excluded))
 
 
-def _format(keys: Keys, config: Mapping[str, Any], method: str) -> tuple[str, float]:
+def _format(config: Keys, method: str) -> tuple[str, float]:
     algorithm = str(config.get("quant_algo", "")).upper()
     if method in ("fp8", "fbgemm_fp8", "modelopt") and algorithm in ("", "FP8"):
-        block = config.get("weight_block_size")
+        block = config.integers("weight_block_size")
         if not block:
             return "fp8", 1.0
-        if not isinstance(block, list) or len(block) != 2 or any(not isinstance(n, int) or n < 1 for n in block):
-            raise keys.refusal("quantization_config.weight_block_size", "needed: two integers above 0")
+        if len(block) != 2 or 0 in block:
+            raise config.refusal("weight_block_size", "needed: two integers above 0")
         return "fp8_block", 1 + 4 / (block[0] * block[1])
     if method == "mxfp4":
         return "mxfp4", MXFP4
     if method in ("modelopt", "modelopt_fp4") and algorithm in ("", "NVFP4"):
         return "nvfp4", NVFP4
     if method in ("awq", "gptq"):
-        bits = int(config.get("bits") or config.get("w_bit") or 4)
-        return f"int{bits}_wo", _grouped(bits, config.get("group_size") or config.get("q_group_size") or 128)
+        bits_key = "bits" if config.get("bits") else "w_bit"
+        bits = config.integer(bits_key) or 4
+        if bits not in _WEIGHT_ONLY_BITS:
+            raise config.refusal(bits_key, f"allowed: {', '.join(map(str, _WEIGHT_ONLY_BITS))}")
+        return f"int{bits}_wo", _grouped(bits, config.integer("group_size") or config.integer("q_group_size") or 128)
     if method == "compressed-tensors":
-        return _compressed(keys, config)
+        return _compressed(config)
     asked = f"{method} {algorithm}".strip()
-    raise keys.refusal(
-        "quantization_config.quant_method",
+    raise InputError(
         f"{asked!r} is not modelled: fp8, mxfp4, nvfp4 (modelopt), awq, gptq and compressed-tensors are",
+        file=config.path,
+        key="quantization_config.quant_method",
     )
 
 
-def _compressed(keys: Keys, config: Mapping[str, Any]) -> tuple[str, float]:
-    groups = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
-    forms = {(w.get("type"), w.get("num_bits"), w.get("group_size"), bool(g)) for w, g in _with_inputs(config, groups)}
+def _compressed(config: Keys) -> tuple[str, float]:
+    groups = config.within("config_groups")
+    forms = {_form(groups, name) for name in groups.names()} if groups else set()
     if len(forms) != 1:
-        raise keys.refusal(
-            "quantization_config.config_groups", f"{len(forms)} formats of weights; only one is modelled"
-        )
+        raise config.refusal("config_groups", f"{len(forms)} formats of weights; only one is modelled")
     kind, bits, group_size, inputs = forms.pop()
     if kind == "float" and bits == 8:
         return "fp8", 1.0
@@ -88,12 +88,17 @@ def _compressed(keys: Keys, config: Mapping[str, Any]) -> tuple[str, float]:
         return "int8", 1.0
     if kind == "int" and bits in (4, 8):
         return f"int{bits}_wo", _grouped(bits, group_size or 0)
-    raise keys.refusal("quantization_config.config_groups", f"{bits} bit {kind} weights are not modelled")
+    raise config.refusal("config_groups", f"{bits} bit {kind} weights are not modelled")
 
 
-def _with_inputs(config: Mapping[str, Any], weights: list[Any]) -> Iterable[tuple[Any, Any]]:
-    inputs = [group.get("input_activations") for group in (config.get("config_groups") or {}).values()]
-    return zip(weights, inputs, strict=True)
+def _form(groups: Keys, name: str) -> tuple[str, int | None, int | None, bool]:
+    """Type, bits and group size of a group's weights, and whether its inputs are quantised too."""
+    group = groups.within(name)
+    weights = group and group.within("weights")
+    if not group or not weights:
+        raise groups.refusal(name, "needed: an object with weights")
+    inputs = group.within("input_activations") is not None
+    return str(weights.get("type")), weights.integer("num_bits"), weights.integer("group_size"), inputs
 
 
 def _grouped(bits: int, group_size: int) -> float:

@@ -100,9 +100,40 @@ def broken(records: list[dict[str, Any]], part: str, key: str) -> list[dict[str,
     return records
 
 
+def aiperf_with(part: str, key: str, value: Any) -> list[dict[str, Any]]:
+    """AIPerf's records of which the third measured one is changed."""
+    records = aiperf_records(vllm_result())
+    found = records[3][part]
+    if part == "metrics":
+        found[key] |= value
+    else:
+        found[key] = value
+    return records
+
+
+def test_requests_that_failed_without_a_word_are_left_out(tmp_path: Path) -> None:
+    """As vllm bench serve writes them: an empty error, where the server gave no reason, and no output."""
+    result = vllm_result()
+    result["output_lens"][4], result["ttfts"][4], result["itls"][4] = 0, 0.0, []
+    bench = read_bench(written(tmp_path / "a.json", result))
+    assert (len(bench.trace), bench.failed) == (29, 1)
+
+
 @pytest.mark.parametrize(
     ("document", "problem"),
     [
+        (vllm_result(ttfts=[0.1] * 29 + [-0.1]), "request 29 needs a first token after it was sent"),
+        (vllm_result(itls=[[0.1, -0.01]] * 30), "itls: value 0 must be a list of numbers, none below 0"),
+        (vllm_result(itls=[[1e308, 1e308]] * 30), "itls: value 0 is inf"),
+        (vllm_result(input_lens=[1e40] * 30), "request 0 needs a prompt of 1 to 10000000 tokens"),
+        (vllm_result(input_lens=[10**400] * 30), "input_lens: value 0 is 1000"),
+        (vllm_result(output_lens=[2.5] * 30), "request 0 needs an output of 1 to 10000000 tokens"),
+        (vllm_result(start_times=[1e12 * i for i in range(30)]), "request 1 needs a start within 1e+07 s of the first"),
+        (vllm_result(request_rate="inf", max_concurrency=0), "max_concurrency: 0 is not allowed"),
+        (aiperf_with("metrics", "input_sequence_length", {"value": 0}), ".json:4: request 2 needs a prompt of 1 to"),
+        (aiperf_with("metrics", "time_to_first_token", {"value": 5e5}), ".json:4: request 2 needs a last token not"),
+        (aiperf_with("metrics", "time_to_first_token", {"unit": [1]}), "unknown unit [1]"),
+        (aiperf_with("metadata", "request_start_ns", 10**400), ".json:4: metadata.request_start_ns: is missing, or no"),
         (without(vllm_result(), "itls"), "itls: is missing, or is not a list; vllm bench serve --save-result"),
         (without(vllm_result(), "start_times"), "start_times: is missing: when were the requests sent?"),
         (vllm_result(ttfts=[0.1]), "ttfts: has 1 values, input_lens has 30"),
@@ -121,6 +152,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, document: Any, problem: st
         read_bench(written(tmp_path / "result.json", document))
     assert problem in str(found.value)
     assert "result.json" in str(found.value)
+
+
+def test_a_file_nested_beyond_reading_is_no_json(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(kvsim.InputError, match=r"deep.json:1: is not JSON"):
+        read_bench(path)
 
 
 @pytest.mark.parametrize(

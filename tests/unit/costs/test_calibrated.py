@@ -272,3 +272,17 @@ def test_a_gpu_that_reaches_more_of_its_data_sheet_than_its_relative_is_faster()
         slow, fast = (NO_HOST.start(LLAMA, each, 1).step_s(shape) for each in (same, gpu))
         assert slow / gain < fast < slow
         assert fast == pytest.approx(slow / gain, rel=0.06)
+
+
+def test_what_a_gpu_reaches_more_of_holds_for_the_relative_it_names_alone(tmp_path: Path) -> None:
+    """With surfaces of another GPU, or of its own, the data sheet counts as it stands."""
+    gpu, cost = load_gpu("rtx-4090"), replace(NO_HOST, surfaces=ideal(tmp_path))
+    same = replace(gpu, transfer_memory=1.0, transfer_compute=1.0)
+    mine, shape = replace(gpu, name="mine"), decodes(64, 2000)
+    assert cost.start(LLAMA, gpu, 1).step_s(shape) == cost.start(LLAMA, same, 1).step_s(shape)
+    of_its_relative = NO_HOST.start(LLAMA, gpu, 1).step_s(shape)
+    assert NO_HOST.start(LLAMA, mine, 1).step_s(shape) == of_its_relative
+    path = tmp_path / "own.json"
+    path.write_text(ideal(tmp_path).read_text().replace("h100-sxm", "rtx-4090"))
+    cost = replace(NO_HOST, surfaces=path)
+    assert cost.start(LLAMA, mine, 1).step_s(shape) == cost.start(LLAMA, same, 1).step_s(shape)

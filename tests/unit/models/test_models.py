@@ -257,6 +257,34 @@ def test_the_sizes_that_keys_describe(tmp_path: Path, changes: dict[str, Any], e
     assert shape_of(model) == {**shape_of(load_model("llama-3.1-8b")), **expected}
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(
+    ("changes", "length"),
+    [
+        # 131,072 tokens: https://qwen.readthedocs.io/en/latest/deployment/vllm.html
+        ({"model_type": "qwen2", "max_position_embeddings": 32768, "rope_scaling": YARN}, 131072),
+        ({"max_position_embeddings": 131072, "rope_scaling": YARN}, 131072),  # DeepSeek, gpt-oss: counted already
+        ({"max_position_embeddings": 2048, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 4096),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}, 131072),
+        ({"rope_scaling": {"type": "su", "factor": 8.0}}, 131072),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, 131072),
+        ({"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, 131072),
+        ({"max_position_embeddings": 32768, "rope_parameters": YARN}, 131072),
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}},
+            },
+            131072,
+        ),
+    ],
+)
+def test_the_longest_context_is_the_one_that_vllm_serves(tmp_path: Path, changes: dict[str, Any], length: int) -> None:
+    assert load_model(config(tmp_path, **changes)).max_model_len == length
+
+
 def test_the_decoder_of_a_model_with_an_encoder_is_read(tmp_path: Path) -> None:
     text = {"model_type": "mistral", "num_hidden_layers": 40}
     assert load_model(config(tmp_path, text_config=text)).layers == 40
@@ -324,6 +352,35 @@ def test_how_weights_are_stored(tmp_path: Path, quantised: dict[str, Any], expec
     assert load_model(config(tmp_path, quantization_config=quantised)).quantization == expected
 
 
+@pytest.mark.parametrize(
+    ("quantised", "message"),
+    [
+        ({"quant_method": "gptq", "bits": "four"}, "bits: 'four' is not allowed; needed: an integer"),
+        ({"quant_method": "gptq", "bits": 99}, "bits: 99: allowed: 2, 3, 4, 8"),
+        ({"quant_method": "awq", "w_bit": [4]}, "w_bit: not allowed; needed: an integer"),
+        ({"quant_method": "gptq", "group_size": "128"}, "group_size: '128' is not allowed; needed: an integer"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size: needed: two integers above 0"),
+        ({"quant_method": "fp8", "ignore": 5}, "ignore: 5 is not allowed; needed: a list of texts"),
+        ({"quant_method": "fp8", "modules_to_not_convert": [5]}, "modules_to_not_convert: not allowed; needed: a list"),
+        ({"quant_method": "compressed-tensors"}, "config_groups: 0 formats of weights"),
+        ({"quant_method": "compressed-tensors", "config_groups": [1]}, "config_groups: not allowed; needed: an object"),
+        *(
+            ({"quant_method": "compressed-tensors", "config_groups": {"g": group}}, f"config_groups.g{message}")
+            for group, message in (
+                (None, ": needed: an object with weights"),
+                ({"weights": "x"}, ".weights: 'x' is not allowed; needed: an object"),
+                ({"weights": INT4, "input_activations": [1]}, ".input_activations: not allowed; needed: an object"),
+                ({"weights": {**INT4, "group_size": [1]}}, ".weights.group_size: not allowed; needed: an integer"),
+            )
+        ),
+    ],
+)
+def test_a_wrong_key_of_a_format_is_named(tmp_path: Path, quantised: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load_model(config(tmp_path, quantization_config=quantised))
+    assert str(refused.value).startswith(f"{tmp_path}/config.json: quantization_config.{message}")
+
+
 def test_weights_that_another_file_describes_are_not_taken_for_16_bit(tmp_path: Path) -> None:
     path = config(tmp_path)
     (tmp_path / "hf_quant_config.json").write_text("{}")
@@ -374,8 +431,26 @@ def test_what_is_not_modelled_is_refused_by_its_key(tmp_path: Path, changes: dic
         ({"hidden_size": None}, "hidden_size: missing key; needed: an integer above 0"),
         ({"model_type": "mixtral"}, "num_experts: missing key; needed: an integer above 0"),
         ({"hidden_size": "big"}, "hidden_size: 'big' is not allowed; needed: an integer above 0"),
-        ({"num_hidden_layers": -1}, "num_hidden_layers: -1 is not allowed; needed: an integer above 0"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers: -1 is not allowed; needed: an integer from 1 to 10000"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no' is not allowed; needed: true or false"),
+        (
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers: 1000000000 is not allowed; needed: an integer from 1 to 10000",
+        ),
+        ({"num_key_value_heads": 7}, "num_key_value_heads: 7: does not divide 32 attention heads"),
+        ({"num_kv_heads": 64}, "num_kv_heads: 64: does not divide 32 attention heads"),
+        (
+            {"num_attention_heads": 48, "num_key_value_heads": 8},
+            "num_attention_heads: 48: does not divide a width of 4096",
+        ),
+        (
+            {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 8},
+            "num_experts_per_tok: 8 is not allowed; needed: an integer from 1 to 4",
+        ),
+        (
+            {"model_type": "gemma3", "vision_config": {"hidden_size": "x"}},
+            "vision_config.hidden_size: 'x' is not allowed; needed: an integer above 0",
+        ),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
