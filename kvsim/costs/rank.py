@@ -161,7 +161,7 @@ class Rank:
             return self.mlp_s(mlp.width // self.tp, mlp.gated, tokens)
         seconds = self.gemm_s(tokens, mlp.count, self.model.hidden_size, "router") + self.experts_s(mlp, tokens)
         if mlp.shared_width:
-            seconds = seconds + self.mlp_s(mlp.shared_width // self.tp, mlp.gated, tokens)
+            seconds = seconds + self.mlp_s(mlp.shared_width // self.tp, True, tokens)
         return seconds
 
     def mlp_s(self, width: int, gated: bool, tokens: Counts) -> Seconds:
@@ -177,7 +177,7 @@ class Rank:
         """Seconds of the experts in use on this rank, chosen at random by each token: two GEMMs and an activation."""
         form, hidden = self.format_of("experts"), self.model.hidden_size
         at = self.experts_call(self.gpu, mlp, tokens, form).coordinates
-        rows, matrices = at["per_expert"] * at["active"], 3 if mlp.gated else 2
+        rows, matrices = at["per_expert"] * at["active"], 3  # gate, up, down
         fitted, peak = self.efficiency["experts"], operators.figure(self.gpu, operators.FORMATS[form].peak)
         flop_s = 2 * rows * matrices * hidden * at["width"] / (peak * fitted.compute)
         moved = self.expert_bytes(mlp, tokens, form) + rows * hidden * (operators.FORMATS[form].input_bytes + 2)
@@ -197,7 +197,7 @@ class Rank:
         """Bytes of the experts on this rank that so many tokens wake."""
         ranks, width = self._dealt(mlp)
         in_use = np.maximum(operators.awake_experts(np.maximum(tokens, 1), mlp.per_token, mlp.count) / ranks, 1.0)
-        weights = (3 if mlp.gated else 2) * self.model.hidden_size * width
+        weights = 3 * self.model.hidden_size * width
         return in_use * (weights * operators.FORMATS[form].weight_bytes)
 
     def _dealt(self, mlp: Experts) -> tuple[int, int]:
