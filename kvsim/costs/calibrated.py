@@ -176,8 +176,8 @@ class _Measured(Rank):
         return super().elementwise_s(tokens, values)
 
     @scaled("all_reduce")
-    def all_reduce_s(self, tokens: Counts) -> Seconds | float:
-        return super().all_reduce_s(tokens)
+    def all_reduce_s(self, tokens: Counts, values: int) -> Seconds | float:
+        return super().all_reduce_s(tokens, values)
 
     def node_all_reduce_s(self, message_bytes: Counts) -> Seconds:
         if self.all_reduce is None:
