@@ -1,4 +1,5 @@
-"""The benchmark's cases: Llama-2-7B, A100-80GB, chunked prefill, 7,424 blocks, 2,048 tokens, 256 requests; roofline, but for two."""
+"""The benchmark's cases: Llama-2-7B, A100-80GB, chunked prefill, 7,424 blocks, 2,048 tokens, 256 requests; roofline, if
+not named otherwise."""
 
 import gc
 import os
