@@ -288,11 +288,11 @@ def real_run(folder: Path, path: Path) -> tuple[Path, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("folder", "gpu", "before", "after"),
-    [("RTXPRO6000", "rtx-pro-6000-server", 0.02, 0.012), ("RTX4090", "rtx-4090", 0.08, 0.02)],
+    [("RTXPRO6000", "rtx-pro-6000-server", 0.02, 0.012), ("RTX4090", "rtx-4090", 0.04, 0.02)],
 )
 def test_a_real_server_is_closer_on_requests_kept_out(shared_data, tmp_path, folder, gpu, before, after) -> None:
     """vLLM 0.19, 300 requests at 10 per second: median error of end-to-end latency on the half that the fit does not
-    see, before and after (measured 2.7 % to 0.7 %, and 8.7 % to 1.0 % for a GPU that has no surfaces of its own)."""
+    see, before and after (measured 2.7 % to 0.7 %, and 5.0 % to 0.9 % for a GPU that has no surfaces of its own)."""
     data = shared_data / "ground_truth" / "llmservingsim_bench" / folder / "Llama-3.1-8B"
     run, keys = real_run(data, tmp_path / "run.json")
     found = fit(Scenario(**keys).replace(**{"cluster.gpu": gpu}), [read_bench(run)])
