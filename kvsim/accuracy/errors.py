@@ -29,6 +29,7 @@ class Errors:
     p90: float
     bias: float
     by_configuration: float
+    configurations: int = 1
 
     @classmethod
     def of(cls, errors: Sequence[float], configurations: Sequence[str] = ()) -> Errors | None:
@@ -45,6 +46,7 @@ class Errors:
             float(np.percentile(sizes, 90)),
             float(np.mean(errors)),
             float(np.median(medians)),
+            len(medians),
         )
 
 

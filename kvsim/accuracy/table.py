@@ -10,6 +10,15 @@ from kvsim.accuracy.errors import LOADS, Errors, Line
 from kvsim.accuracy.predict import Predicted
 from kvsim.accuracy.served import Skipped
 
+AIMS = {
+    ("below", "ttft"): 0.14,
+    ("below", "tpot"): 0.05,
+    ("below", "e2e"): 0.06,
+    ("below", "throughput"): 0.04,
+    ("saturated", "throughput"): 0.08,
+}
+"""Load, metric -> the median error that was aimed at, on unseen runs."""
+AIMS_HEAD = "| load | metric | aim | runs: median | configurations: median | aim met | roofline: runs, configurations |"
 HEAD = (
     "| load | runs of | metric | unseen runs | median | mean | p90 | bias | by configuration | fitted runs: median "
     "| roofline | data sheet | other tools | noise |"
@@ -18,7 +27,11 @@ BEGIN, END = "<!-- kvsim accuracy: begin -->", "<!-- kvsim accuracy: end -->"
 
 
 def markdown(lines: Iterable[Line], kv: Sequence[tuple[str, float]], skipped: Iterable[Skipped]) -> Iterator[str]:
-    """Lines of text: the table, and what is not in it."""
+    """Lines of text: what was aimed at, the table, and what is not in it."""
+    lines = list(lines)
+    aims = list(_aims(lines))
+    if aims:
+        yield from (AIMS_HEAD, "|---|---|---|---|---|---|---|", *aims, "")
     yield HEAD
     yield "|" + "---|" * HEAD.count(" | ") + "---|"
     for line in lines:
@@ -36,9 +49,38 @@ def markdown(lines: Iterable[Line], kv: Sequence[tuple[str, float]], skipped: It
             yield f"- {each.data_set}{runs}: {each.reason}"
 
 
+def _aims(lines: Sequence[Line]) -> Iterator[str]:
+    """A row for each aim: met is one that the median over runs and the median over configurations both meet."""
+    for (load, metric), aim in AIMS.items():
+        found = [line for line in lines if (line.load, line.metric) == (load, metric)]
+        if not found or "calibrated" not in found[0].unseen:
+            continue
+        unseen = found[0].unseen  # of all sets, which come first
+        errors, roofline = unseen["calibrated"], unseen.get("roofline")
+        missed = [
+            name
+            for name, error in (("runs", errors.median), ("configurations", errors.by_configuration))
+            if error > aim
+        ]
+        cells = [
+            LOADS[load],
+            _name(metric),
+            f"<= {aim:.0%}",
+            f"{errors.runs}: {errors.median:.1%}",
+            f"{errors.configurations}: {errors.by_configuration:.1%}",
+            f"**missed by {' and '.join(missed)}**" if missed else "yes",
+            "-" if roofline is None else f"{roofline.median:.1%}, {roofline.by_configuration:.1%}",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _name(metric: str) -> str:
+    return metric.upper() if len(metric) < 5 else metric
+
+
 def _row(line: Line) -> str:
     best = line.unseen.get("calibrated")
-    cells = [LOADS[line.load], line.data_set, line.metric.upper() if len(line.metric) < 5 else line.metric]
+    cells = [LOADS[line.load], line.data_set, _name(line.metric)]
     cells += ["0", *["-"] * 5] if best is None else _shown(best)
     fitted = line.fitted.get("calibrated")
     cells.append("-" if fitted is None else f"{fitted.runs}: {fitted.median:.1%}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvsim.cli.ranges import FiniteRange
 from kvsim.cli.run import scenario_options
 from kvsim.cli.sweep import aligned, executor_options
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--attainment", type=float, default=0.99, help="Share of the requests that must keep the SLO.")
 @click.option("--confidence", type=float, default=0.95, help="Of the answer and its intervals.")
 @click.option("--seeds", type=int, default=5, help="Seeds of a generated workload, or replicates of a recorded one.")
-@click.option("--tolerance", type=click.FloatRange(min=1e-4), default=0.005, help="Relative, of a rate.")
+@click.option("--tolerance", type=FiniteRange(min=1e-4), default=0.005, help="Relative, of a rate.")
 @click.option(
     "--price",
     "prices",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
+from kvsim.cli.ranges import FiniteRange
+
 
 @click.command
 @click.argument("runs", metavar="RUN_DIR RUN_DIR...", nargs=-1, required=True)
-@click.option("--margin", type=click.FloatRange(min=0), default=3.0, help="Per cent within which runs are the same.")
-@click.option("--confidence", type=click.FloatRange(min=0.5, max=0.9999), default=0.95, help="Of the intervals.")
+@click.option("--margin", type=FiniteRange(min=0), default=3.0, help="Per cent within which runs are the same.")
+@click.option("--confidence", type=FiniteRange(min=0.5, max=0.9999), default=0.95, help="Of the intervals.")
 @click.option("--plot", metavar="DIR", help="Also draw the distributions, as PNG and SVG.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="What the screen shows.")
 def compare(runs: tuple[str, ...], margin: float, confidence: float, plot: str | None, form: str) -> int:

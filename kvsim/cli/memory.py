@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from kvsim.cli.ranges import FiniteRange
+
 PRESET = "vllm@0.33"
 
 
@@ -20,7 +22,7 @@ PRESET = "vllm@0.33"
 @click.option("--prefill-context-parallel-size", "-pcp", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--quantization", help="Quantise a 16 bit model when it is loaded: fp8.")
 @click.option("--kv-cache-dtype", default="auto", show_default=True)
-@click.option("--gpu-memory-utilization", type=click.FloatRange(0, 1, min_open=True), help="Default: the preset's.")
+@click.option("--gpu-memory-utilization", type=FiniteRange(0, 1, min_open=True), help="Default: the preset's.")
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Default: the preset's for this GPU.")
 @click.option("--max-num-seqs", type=click.IntRange(1), help="Default: the preset's for this GPU.")
 def memory(

@@ -295,7 +295,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts: each token goes to ``per_token`` of ``count``, and through the shared block, if any.
+    """A mixture of gated experts: each token goes to ``per_token`` of ``count``, and through the shared block, if any.
 
     ``shared_width``: columns of the experts that every token uses, together (0: none); ``shared_gate``: a gate on
     them. ``router_bias``: one value per expert.
@@ -306,7 +306,6 @@ class Experts:
     width: int
     shared_width: int = 0
     shared_gate: bool = False
-    gated: bool = True
     bias: bool = False
     router_bias: bool = False
 
@@ -322,18 +321,17 @@ class Experts:
             here, width = -(-self.count // layout.stage_ranks), self.width
         else:
             here, width = self.count, self.width // layout.stage_ranks
-        ups = 2 if self.gated else 1
         found = Counter[Part](
             {
-                "experts": here * (ups + 1) * hidden_size * width,
+                "experts": here * 3 * hidden_size * width,
                 "router": hidden_size * self.count,
-                "vectors": here * (ups * width + hidden_size) * self.bias + self.count * self.router_bias,
+                "vectors": here * (2 * width + hidden_size) * self.bias + self.count * self.router_bias,
             }
         )
         if self.shared_width:
             tp = layout.tensor_parallel_size
             whole = layout.enable_expert_parallel and tp > 1 and layout.data_parallel_size > 1
-            found["mlp"] = (ups + 1) * hidden_size * (self.shared_width if whole else self.shared_width // tp)
+            found["mlp"] = 3 * hidden_size * (self.shared_width if whole else self.shared_width // tp)
             found["router"] += hidden_size * self.shared_gate
         return found
 

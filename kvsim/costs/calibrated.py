@@ -15,9 +15,9 @@ from kvsim.core.layers import AUTO, KV_FORMATS, Attention, Experts, Part
 from kvsim.core.layout import Layout
 from kvsim.core.model import ModelSpec
 from kvsim.core.surface import Surface, SurfaceFile, read_surfaces
-from kvsim.costs.hosts import host_of, read_server
+from kvsim.costs.hosts import host_of, hosts, read_server
 from kvsim.costs.pieces import PiecedStep, Prefill
-from kvsim.costs.rank import BF16, GENERIC, LAYOUTS, Counts, Rank, Seconds, Timed
+from kvsim.costs.rank import BF16, GENERIC, LAYOUTS, Counts, Rank, Seconds, Timed, check_constants
 from kvsim.costs.scale import ALL, HOST, Scale, scaled, spreads
 
 
@@ -57,9 +57,10 @@ class Calibrated:
         """Prices for this model on this GPU; ``layout``: the whole of it, if it has more than tensor parallelism.
 
         Raises InputError if the model cannot be split over so many GPUs, a kind of its layers cannot be timed, it is
-        stored in a format that was not measured, the engine was not measured on this GPU, or the surface file or server
-        cannot be read.
+        stored in a format that was not measured, the engine was not measured on this GPU, the GPU has constants of an
+        operator kind that does not exist, or the surface file or server cannot be read.
         """
+        check_constants(gpu)
         cost = self._of_server()
         rank = _Measured(cost, model, gpu, layout or Layout(tensor_parallel_size))
         prefills = [rank.prefill(mixer, count) for mixer, count in rank.mixers]
@@ -175,8 +176,8 @@ class _Measured(Rank):
         return super().elementwise_s(tokens, values)
 
     @scaled("all_reduce")
-    def all_reduce_s(self, tokens: Counts) -> Seconds | float:
-        return super().all_reduce_s(tokens)
+    def all_reduce_s(self, tokens: Counts, values: int) -> Seconds | float:
+        return super().all_reduce_s(tokens, values)
 
     def node_all_reduce_s(self, message_bytes: Counts) -> Seconds:
         if self.all_reduce is None:
@@ -332,6 +333,8 @@ def _surface_file(cost: Calibrated, gpu: Gpu) -> SurfaceFile | None:
     if cost.surfaces is not None:
         return read_surfaces(cost.surfaces)
     if not gpu.surfaces:
+        if cost.engine not in hosts():
+            raise InputError(f"{cost.engine!r} was not measured", key="engine", hint=f"known: {', '.join(hosts())}")
         return None
     if cost.engine not in gpu.surfaces:
         known = ", ".join(sorted(gpu.surfaces))

@@ -112,12 +112,11 @@ class PiecedStep:
         mean = context / decodes
         if spread > mean:
             spread = mean
-        longest = mean + spread * QUARTERS[3]
+        groups = [mean + spread * place for place in QUARTERS]
         total_s = 0.0
         for window, chunked, kind in self._windows:
             read: float = context
-            if longest >= window - 1:
-                groups = [mean + spread * place for place in QUARTERS]
+            if groups[3] >= window - 1:
                 one, two, three, four = (
                     [group % window for group in groups]
                     if chunked
@@ -167,16 +166,15 @@ class PiecedStep:
         """As ``_windows_s`` for the sums of contexts (steps,) of a stretch, in which their deviation stays."""
         means = contexts / decodes
         spreads = np.minimum(spread, means)
-        longest = means + spreads * QUARTERS[3]
+        groups = [means + spreads * place for place in QUARTERS]
         total_s: Seconds = np.zeros(len(contexts))
         for window, chunked, kind in self._windows:
             reads: NDArray[Any] = contexts
-            if longest[-1] >= window - 1:
-                groups = [means + spreads * place for place in QUARTERS]
+            if groups[3][-1] >= window - 1:
                 one, two, three, four = (
                     np.remainder(group, window) if chunked else np.minimum(group, window - 1) for group in groups
                 )
-                reads = np.where(longest >= window - 1, decodes * (one + two + three + four) / 4, contexts)
+                reads = np.where(groups[3] >= window - 1, decodes * (one + two + three + four) / 4, contexts)
             total_s += _look_up(reads, *(kind.known.get(decodes) or kind.pieces(decodes)))
         return total_s
 

@@ -84,7 +84,7 @@ class Rank:
                 key="tensor_parallel_size",
                 hint=f"at most {self.near}, or add it to the GPU's data file",
             )
-        self.last = stage == layout.pipeline_parallel_size - 1
+        self.first = stage == 0
         self.efficiency = {**GENERIC, **gpu.efficiency}
         self.efficiency.setdefault("experts", self.efficiency["gemm"])
         self.layers = model.groups(model.stage(layout, stage))
@@ -102,19 +102,22 @@ class Rank:
     def linear_s(self, tokens: Counts) -> Seconds:
         """Seconds of everything but attention and LM head in a step of so many tokens, host time included."""
         total: Seconds = np.full(np.shape(tokens), self.host_step_s)
+        if self.first:  # each rank looks up its part of the vocabulary
+            total = total + self.all_reduce_s(tokens, self.model.hidden_size)
         for layer, count in self.layers:
             total = total + count * self.layer_s(layer, tokens)
         return total
 
     def layer_s(self, layer: Layer, tokens: Counts) -> Seconds:
         """Seconds of a layer without its attention; each half ends with the sum over the tensor-parallel ranks."""
-        total: Seconds = layer.norms * self.elementwise_s(tokens, 4 * self.model.hidden_size)  # x and residual, in, out
+        hidden = self.model.hidden_size
+        total: Seconds = layer.norms * self.elementwise_s(tokens, 4 * hidden)  # x and residual, in, out
         if isinstance(layer.mixer, Attention):
-            total = total + self.projections_s(layer.mixer, tokens) + self.all_reduce_s(tokens)
+            total = total + self.projections_s(layer.mixer, tokens) + self.all_reduce_s(tokens, hidden)
         elif isinstance(layer.mixer, LatentAttention):
-            total = total + self.latent_projections_s(layer.mixer, tokens) + self.all_reduce_s(tokens)
+            total = total + self.latent_projections_s(layer.mixer, tokens) + self.all_reduce_s(tokens, hidden)
         if layer.mlp is not None:
-            total = total + self.feed_forward_s(layer.mlp, tokens) + self.all_reduce_s(tokens)
+            total = total + self.feed_forward_s(layer.mlp, tokens) + self.all_reduce_s(tokens, hidden)
         return total
 
     def projections_s(self, attention: Attention, tokens: Counts) -> Seconds:
@@ -161,7 +164,7 @@ class Rank:
             return self.mlp_s(mlp.width // self.tp, mlp.gated, tokens)
         seconds = self.gemm_s(tokens, mlp.count, self.model.hidden_size, "router") + self.experts_s(mlp, tokens)
         if mlp.shared_width:
-            seconds = seconds + self.mlp_s(mlp.shared_width // self.tp, mlp.gated, tokens)
+            seconds = seconds + self.mlp_s(mlp.shared_width // self.tp, True, tokens)
         return seconds
 
     def mlp_s(self, width: int, gated: bool, tokens: Counts) -> Seconds:
@@ -177,7 +180,7 @@ class Rank:
         """Seconds of the experts in use on this rank, chosen at random by each token: two GEMMs and an activation."""
         form, hidden = self.format_of("experts"), self.model.hidden_size
         at = self.experts_call(self.gpu, mlp, tokens, form).coordinates
-        rows, matrices = at["per_expert"] * at["active"], 3 if mlp.gated else 2
+        rows, matrices = at["per_expert"] * at["active"], 3  # gate, up, down
         fitted, peak = self.efficiency["experts"], operators.figure(self.gpu, operators.FORMATS[form].peak)
         flop_s = 2 * rows * matrices * hidden * at["width"] / (peak * fitted.compute)
         moved = self.expert_bytes(mlp, tokens, form) + rows * hidden * (operators.FORMATS[form].input_bytes + 2)
@@ -197,7 +200,7 @@ class Rank:
         """Bytes of the experts on this rank that so many tokens wake."""
         ranks, width = self._dealt(mlp)
         in_use = np.maximum(operators.awake_experts(np.maximum(tokens, 1), mlp.per_token, mlp.count) / ranks, 1.0)
-        weights = (3 if mlp.gated else 2) * self.model.hidden_size * width
+        weights = 3 * self.model.hidden_size * width
         return in_use * (weights * operators.FORMATS[form].weight_bytes)
 
     def _dealt(self, mlp: Experts) -> tuple[int, int]:
@@ -206,8 +209,14 @@ class Rank:
         return (ranks, mlp.width) if self.layout.enable_expert_parallel else (1, mlp.width // ranks)
 
     def head_s(self, sampled: Counts) -> Seconds:
-        """Seconds of the LM head for so many sampled positions; the vocabulary is split over the ranks."""
-        return self.gemm_s(sampled, -(-self.model.vocab_size // self.tp), self.model.hidden_size, "head")
+        """Seconds of the LM head for so many sampled positions; the vocabulary is split over the ranks.
+
+        All logits are gathered then, which sends half of what their all-reduce would.
+        Source: vLLM ``LogitsProcessor._gather_logits``.
+        """
+        vocabulary = self.model.vocab_size
+        seconds = self.gemm_s(sampled, -(-vocabulary // self.tp), self.model.hidden_size, "head")
+        return seconds + self.all_reduce_s(sampled, vocabulary // 2)
 
     def format_of(self, part: Part) -> str:
         """The format of a GEMM with weights of this part, as ``operators.FORMATS`` names it."""
@@ -235,14 +244,15 @@ class Rank:
         bytes_moved = tokens * values * self.model.dtype_bytes
         return bytes_moved / (self.gpu.hbm_bytes_per_s * fitted.memory) + fitted.fixed_s
 
-    def all_reduce_s(self, tokens: Counts) -> Seconds | float:
-        """Sum of the tensor-parallel ranks' hidden states: within each node, and of each GPU's share across nodes.
+    def all_reduce_s(self, tokens: Counts, values: int) -> Seconds | float:
+        """Sum over the tensor-parallel ranks of ``values`` numbers per token: within each node, and of each GPU's share
+        across nodes.
 
         Source: hierarchical all-reduce (reduce-scatter, ring over the nodes, all-gather), as NCCL does it.
         """
         if self.tp == 1:
             return 0.0
-        message_bytes = tokens * self.model.hidden_size * self.model.dtype_bytes
+        message_bytes = tokens * values * self.model.dtype_bytes
         seconds = self.node_all_reduce_s(message_bytes)
         nodes = self.tp // self.near
         if nodes == 1:

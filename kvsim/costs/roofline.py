@@ -24,9 +24,10 @@ class Roofline:
     ``max(flops / (peak * compute), bytes / (bandwidth * memory)) + fixed_s``.
 
     Operators of a layer: QKV, O, gate/up and down GEMMs; prefill and decode attention; two RMSNorms with residual,
-    rotary embedding, write of the new KV, gated activation; with tensor parallelism two all-reduces. ``fixed_s`` is
-    what a kernel costs with next to nothing to do, as measured back to back: its ramp up and down and, for the eager
-    attention kernels, part of a launch; a step under CUDA graphs pays no launches beyond it.
+    rotary embedding, write of the new KV, gated activation. With tensor parallelism a layer has two all-reduces, the
+    embedding one, and the logits are gathered. ``fixed_s`` is what a kernel costs with next to nothing to do, as
+    measured back to back: its ramp up and down and, for the eager attention kernels, part of a launch; a step under
+    CUDA graphs pays no launches beyond it.
     Not modelled: tile and wave quantisation, CUDA-graph padding, uneven contexts in a batch, sampling.
 
     ``host_step_s`` and ``host_request_s`` are what the engine's host adds to a step and to each request in it, beyond

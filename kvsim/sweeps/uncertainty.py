@@ -98,7 +98,7 @@ def redrawn(resolved: Resolved, draw: int) -> Scenario:
     rng = np.random.default_rng([scenario.seed, draw])
     normal = dict(zip((*KINDS, FRONTEND), rng.standard_normal(len(KINDS) + 1).tolist(), strict=True))
     spread = spread_of(resolved)
-    keys: dict[str, Any] = {"seed": scenario.seed + draw}
+    keys: dict[str, Any] = {"seed": int(rng.integers(2**31))}  # of neighbouring seeds no two draws are the same
     for built in resolved.pools:
         factors = {kind: exp(sigma * normal[kind]) for kind, sigma in spread.get(built.pool.role, {}).items()}
         if FRONTEND in factors:

@@ -1,4 +1,5 @@
-"""The benchmark's cases: Llama-2-7B, A100-80GB, roofline, chunked prefill, 7,424 blocks, 2,048 tokens, 256 requests."""
+"""The benchmark's cases: Llama-2-7B, A100-80GB, chunked prefill, 7,424 blocks, 2,048 tokens, 256 requests; roofline, if
+not named otherwise."""
 
 import gc
 import os
@@ -17,6 +18,8 @@ import simpy
 from kvsim.core.cluster import Cluster, Pool, Role
 from kvsim.core.hardware import Link
 from kvsim.core.trace import Ragged, Trace
+from kvsim.costs.affine import Affine
+from kvsim.costs.calibrated import Calibrated
 from kvsim.costs.roofline import Roofline
 from kvsim.engine import simulate
 from kvsim.hardware import load_gpu
@@ -29,6 +32,10 @@ from kvsim.workload import read_trace
 from kvsim.workload.generate import lognormal_poisson
 
 Row = dict[str, Any]
+
+ROOFLINE = Roofline()
+AFFINE = Affine(base_s=9e-3, prefill_token_s=7e-5, decode_request_s=1e-5, context_token_s=3e-7)
+"""About as fast as ``ROOFLINE``, so that the same steps are simulated."""
 
 
 def peer_trace(name: str, rows: int) -> Trace:
@@ -77,6 +84,7 @@ def pool(
     router: Any = None,
     policy: type[ChunkedPrefill] = ChunkedPrefill,
     caching: bool = False,
+    cost: Affine | Calibrated | Roofline = ROOFLINE,
 ) -> Pool:
     model = load_model("llama-2-7b")
     return Pool(
@@ -85,7 +93,7 @@ def pool(
         scheduler=policy(max_num_seqs=256, max_num_batched_tokens=2048),
         kv=Paged(block_size=16, enable_prefix_caching=caching),
         kv_blocks=7424,
-        cost=Roofline().start(model, load_gpu("a100-80gb-sxm"), 1),
+        cost=cost.start(model, load_gpu("a100-80gb-sxm"), 1),
         router=router or RoundRobin(),
         kv_bytes_per_token=model.kv_bytes_per_token(),
     )
@@ -169,6 +177,8 @@ def parquet_1e6(case: str) -> Row:
 CASES: dict[str, Callable[[str], Row]] = {
     "w1": lambda case: measure(case, peer_trace("w1", 1_000), cluster(pool())),
     "w2": lambda case: measure(case, peer_trace("w2", 10_000), cluster(pool())),
+    "w2_affine": lambda case: measure(case, peer_trace("w2", 10_000), cluster(pool(cost=AFFINE))),
+    "w2_calibrated": lambda case: measure(case, peer_trace("w2", 10_000), cluster(pool(cost=Calibrated()))),
     "w2_sparse": lambda case: measure(case, stretched(peer_trace("w2", 10_000), 100), cluster(pool())),
     "w2_1e5": lambda case: measure(case, w2_like(100_000), cluster(pool())),
     "w2_1e6": lambda case: measure(case, w2_like(1_000_000), cluster(pool())),

@@ -74,6 +74,7 @@ def test_the_table_shows_every_line_and_what_is_left_out() -> None:
     errors = Errors(3, 0.012, 0.02, 0.03, -0.01, 0.015)
     line = Line("below", "a_set", "ttft", {"calibrated": errors}, {}, {"Other": errors}, None)
     rows = list(table.markdown([line], [("x", 0.05)], [Skipped("b_set", "no reason", 7)]))
+    rows = rows[rows.index(table.HEAD) :]
     columns = {row.count("|") for row in rows if row.startswith("|")}
     assert len(columns) == 1
     assert "**1.2%** | 2.0% | 3.0% | -1.0% | 1.5%" in rows[2]
@@ -84,6 +85,22 @@ def test_the_table_shows_every_line_and_what_is_left_out() -> None:
     assert table.inserted(document, "new") == f"before {table.BEGIN}\n\nnew\n\n{table.END} after"
     with pytest.raises(ValueError, match="marks"):
         table.inserted("no marks", "new")
+
+
+def test_an_aim_that_the_configurations_miss_is_missed() -> None:
+    """However many runs of one configuration pull the median of the runs below it."""
+    good = [predicted(served(str(i)), 10.1) for i in range(3)]
+    bad = predicted(served(model="qwen3-32b", tpot_ms=10.0), 12.0)
+    assert not bad.served.fitted
+    rows = list(table.markdown(list(lines([*good, bad])), [], []))
+    assert rows[2] == ("| below saturation | TPOT | <= 5% | 4: 1.0% | 2: 10.5% | **missed by configurations** | - |")
+    rows = list(table.markdown(list(lines(good)), [], []))
+    assert rows[2] == "| below saturation | TPOT | <= 5% | 3: 1.0% | 1: 1.0% | yes | - |"
+
+
+def test_runs_by_which_a_rule_was_chosen_count_as_fitted() -> None:
+    assert served(model="llama-4-scout", ranks=2).fitted
+    assert served(model="llama-4-scout", ranks=4).fitted
 
 
 def test_arrivals_of_a_poisson_process_have_the_rate_that_was_measured() -> None:

@@ -269,6 +269,12 @@ def test_memory_counts_what_each_gpu_holds(capsys: pytest.CaptureFixture[str]) -
     assert lines[-1].endswith("tokens per data-parallel rank")
 
 
+@pytest.mark.parametrize("share", ["nan", "inf", "0"])
+def test_memory_of_a_share_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], share: str) -> None:
+    kvsim_exits(2, "memory", "llama-3.1-8b", "--gpu-memory-utilization", share)
+    assert "--gpu-memory-utilization" in capsys.readouterr().err
+
+
 def test_memory_counts_a_state_too(capsys: pytest.CaptureFixture[str]) -> None:
     kvsim_exits(0, "memory", "qwen3-next-80b-a3b", "-tp", "2")
     last = capsys.readouterr().out.splitlines()[-1]

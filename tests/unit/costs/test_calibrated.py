@@ -156,6 +156,17 @@ def test_an_engine_that_was_not_measured_is_refused() -> None:
         Calibrated(engine="lmdeploy").start(LLAMA, H100, 1)
 
 
+def test_an_engine_that_nobody_measured_is_refused_without_surfaces_too() -> None:
+    with pytest.raises(InputError, match=r"engine: 'typo' was not measured; known: .*vllm"):
+        Calibrated(engine="typo", host="vllm").start(LLAMA, replace(H100, surfaces={}), 1)
+
+
+def test_constants_of_an_operator_that_does_not_exist_are_refused() -> None:
+    gpu = replace(H100, efficiency={"gem": H100.efficiency["gemm"]})
+    with pytest.raises(InputError, match=r"efficiency.gem: h100-sxm: unknown operator kind"):
+        Calibrated().start(LLAMA, gpu, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

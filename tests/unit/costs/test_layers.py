@@ -333,7 +333,20 @@ def test_ranks_of_two_nodes_send_their_shares_over_the_network() -> None:
     within = 2 * (15 / 16 - 7 / 8) * message / one.gpu_link_bytes_per_s  # what a larger ring sends more
     assert one.network_bytes_per_s is not None
     across = message / 8 / (0.9 * one.network_bytes_per_s) + 2 * 20e-6
-    assert (far - near) / (2 * 80) == pytest.approx(across - within, rel=1e-6)
+    assert (far - near) / (2 * 80 + 1) == pytest.approx(across - within, rel=1e-6)  # two a layer, one of the embedding
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_ranks_gather_the_logits_of_what_they_sample(ranks: int) -> None:
+    """Each receives what the others computed: (n - 1) / n of 32,000 logits of 16 bit for each sample."""
+    gpu = replace(IDEAL, efficiency={**IDEAL.efficiency, "all_reduce": Efficiency(1.0, 1.0, 0.0)})
+    model = load_model("llama-2-70b")
+    cost = BARE.start(model, gpu, ranks)
+    sizes = {"prefill_tokens": 4096, "prefill_chunk_squares": 4096**2, "prefill_requests": 1}
+    some, many = (cost.step_s(BatchShape(**sizes, sampled_requests=n)) for n in (1000, 2000))
+    gathered_s = 1000 * 32_000 * 2 * (ranks - 1) / ranks / gpu.gpu_link_bytes_per_s
+    computed_s = 1000 * 2 * 8192 * 32_000 / ranks / gpu.bf16_flops_per_s
+    assert many - some == pytest.approx(gathered_s + computed_s, rel=1e-3)
 
 
 def test_ranks_across_nodes_of_an_unknown_network_are_refused() -> None:
@@ -375,5 +388,5 @@ def test_whole_attention_blocks_of_deepseek_as_vllm_runs_them(shared_data: Path)
 
 def _all_reduce_s(step: PiecedStep, tokens: int) -> float:
     """Seconds of the all-reduce at the end of a block, which the measurements are without."""
-    seconds = step._rank.all_reduce_s(np.array([tokens]))
+    seconds = step._rank.all_reduce_s(np.array([tokens]), step._rank.model.hidden_size)
     return float(seconds[0]) if isinstance(seconds, np.ndarray) else seconds
