@@ -46,6 +46,7 @@ class Books(ReplicaState):
             if self.decisions and request.state == WAITING:
                 self.decisions.arrived(request)
         self._changed = True
+        self._circles = False
 
     def _deliver(self, request: Request) -> None:
         """A request whose KV was sent here: it is served before those that still need a prefill."""

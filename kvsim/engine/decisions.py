@@ -23,7 +23,8 @@ class DecisionRecorder:
     ``free_blocks_end`` after results; with prefix caching ``evicted`` where not 0, and ``cached_blocks`` at the end.
 
     Leaping there is one dict per stretch: of its first step, but for ``finished``, ``free_blocks_end`` and
-    ``cached_blocks``, which are of its last one. ``step`` counts all.
+    ``cached_blocks``, which are of its last one. ``evicted`` counts since the last dict, and ``step`` counts all; in
+    between nobody is asked again, so a refusal that stepping would repeat is not there.
     """
 
     def __init__(self, replica_id: int, write: Callable[[int, dict[str, Any]], None]) -> None:

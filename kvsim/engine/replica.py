@@ -231,7 +231,7 @@ class Replica(Steps):
                 elif self._unforeseen:
                     break
                 elif not decodes:
-                    if leaving and not (waiting or prefilling):
+                    if leaving and not (waiting or prefilling) and sample_ns >= start + wait_ns:
                         self._see_results()
                         known = start + wait_ns  # a plan without tokens takes the host's time, while nothing else runs
                         idle = True
@@ -259,7 +259,8 @@ class Replica(Steps):
                         place = context // decodes + context % decodes * pace.rounds
                         begin_ns = start - sums[place]
                         after = place + steps
-                        if begin_ns + sums[after - 1] >= arrival_ns:  # the last one is launched after the arrival
+                        # The last one is launched after the arrival. (Ahead: planned a step earlier, so one more is not.)
+                        if begin_ns + sums[after - 1] >= arrival_ns:
                             after = ahead + bisect_left(sums, arrival_ns - begin_ns, place + 1 - ahead, after)
                             if after > place + steps:
                                 after = place + steps
@@ -271,7 +272,7 @@ class Replica(Steps):
                             end = begin_ns + sums[after]
                         duration = lasted = largest = pace.duration[after - 1]
                         if host_ns and (wait_ns or pace.duration[place] < host_ns):
-                            break
+                            break  # the host is not hidden: what is waited for only ``_launch`` keeps
                     else:
                         if steps > leap:
                             steps = leap
@@ -548,6 +549,7 @@ class Replica(Steps):
             self.boundary_ns = now_ns
         self.due_ns = self.boundary_ns + 1
         self._circles = False
+        self._rounds = 0
 
     # ---- interruptions
 
@@ -563,6 +565,7 @@ class Replica(Steps):
         if self._samples.next_ns < now_ns:
             self._sample(now_ns)
         self._changed = True
+        self._circles = False
         if self._asleep:
             self._wake(now_ns)
 

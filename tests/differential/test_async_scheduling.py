@@ -15,7 +15,7 @@ from tests.differential import test_prefix_caching
 from tests.differential.test_model_recordings import model_of
 from tests.differential.test_prefix_caching import check
 from tests.oracles.test_vllm_rules import Row, play_engine, play_model, preempted
-from tests.worlds import World, affine, assert_equal_logs, cluster, worlds
+from tests.worlds import World, affine, assert_equal_logs, cluster, replica, requests, worlds
 
 MODES: tuple[Mode, ...] = ("step", "leap")
 
@@ -86,3 +86,15 @@ def test_the_last_block_of_a_victim_gets_no_name_before_its_token_is_known() -> 
     steps = play_engine(*rows, **tight, **ahead)
     assert 2 in [request for _, request in preempted(steps)]
     assert first_difference("step", play_model(*rows, **tight, **ahead), steps) is None
+
+
+def test_nobody_waits_before_arriving_while_the_host_plans_for_nothing() -> None:
+    """Arrivals within the host's time after the last end: the timeline of leaps is that of steps."""
+    rows = requests((0.0, 100, 1), (0.0192, 100, 20), (0.0196, 100, 20))
+    (pool,) = cluster(replica()).pools
+    cost = affine(base_s=1e-3, hidden_host_s=1e-2)
+    pool = dataclasses.replace(pool, scheduler=ChunkedPrefill(async_scheduling=True), cost=cost)
+    ahead = Cluster((pool,), 4096)
+    leap = simulate(rows, ahead, RunOptions())
+    assert broken_laws(leap) == []
+    assert_equal_logs(leap, simulate(rows, ahead, RunOptions(mode="step")))
