@@ -259,7 +259,7 @@ class Replica(Steps):
                         place = context // decodes + context % decodes * pace.rounds
                         begin_ns = start - sums[place]
                         after = place + steps
-                        # The last one is launched after the arrival. (Ahead: planned a step earlier, so one more is not.)
+                        # The last one is launched after the arrival (ahead: all but one more are planned after it).
                         if begin_ns + sums[after - 1] >= arrival_ns:
                             after = ahead + bisect_left(sums, arrival_ns - begin_ns, place + 1 - ahead, after)
                             if after > place + steps:
