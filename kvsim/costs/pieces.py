@@ -179,13 +179,7 @@ class PiecedStep:
         return total_s
 
     def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
-        """A pair of counts of which one is met for the first time."""
-        rank = self._rank
-        # Surfaces begin at one token.
-        price_neighbours(self._linear_s, lambda counts: rank.linear_s(np.maximum(counts, 1)), tokens)
-        price_neighbours(self._head_s, lambda counts: rank.head_s(np.maximum(counts, 1)), sampled)
-        self._head_s[0] = 0.0  # no sample, no head
-        return self._linear_s[tokens] + self._head_s[sampled]
+        return linear_and_head_s(self._rank, self._linear_s, self._head_s, tokens, sampled)
 
 
 class _Decodes:
@@ -288,7 +282,18 @@ _MANY: Final = 8192
 """Tokens at which a matrix that restores a latent context is priced."""
 
 
-def price_neighbours(known: dict[int, float], price: Callable[[Counts], Seconds], count: int) -> None:
+def linear_and_head_s(
+    rank: Rank, linear_s: dict[int, float], head_s: dict[int, float], tokens: int, sampled: int
+) -> float:
+    """Seconds for a pair of counts of which one is met for the first time; what is found is kept in the two tables."""
+    # Surfaces begin at one token.
+    _price_neighbours(linear_s, lambda counts: rank.linear_s(np.maximum(counts, 1)), tokens)
+    _price_neighbours(head_s, lambda counts: rank.head_s(np.maximum(counts, 1)), sampled)
+    head_s[0] = 0.0  # no sample, no head
+    return linear_s[tokens] + head_s[sampled]
+
+
+def _price_neighbours(known: dict[int, float], price: Callable[[Counts], Seconds], count: int) -> None:
     """If this count has no price yet, give it one, and its neighbours too: in one go they hardly cost more."""
     if count not in known:
         first = count - count % _PRICED_TOGETHER

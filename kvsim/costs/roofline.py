@@ -12,7 +12,7 @@ from kvsim.core.layers import Attention
 from kvsim.core.layout import Layout
 from kvsim.core.model import ModelSpec
 from kvsim.core.shape import BatchShape
-from kvsim.costs.pieces import PiecedStep, Prefill, price_neighbours
+from kvsim.costs.pieces import PiecedStep, Prefill, linear_and_head_s
 from kvsim.costs.rank import GENERIC, LAYOUTS, Rank, check_constants
 from kvsim.costs.scale import HOST, Scale, spreads
 from kvsim.costs.stretch import linear_stretch
@@ -173,8 +173,4 @@ class RooflineStep:
             return line
 
     def _linear_and_head_s(self, tokens: int, sampled: int) -> float:
-        """A pair of counts of which one is met for the first time."""
-        price_neighbours(self._linear_s, self._operators.linear_s, tokens)
-        price_neighbours(self._head_s, self._operators.head_s, sampled)
-        self._head_s[0] = 0.0  # no sample, no head
-        return self._linear_s[tokens] + self._head_s[sampled]
+        return linear_and_head_s(self._operators, self._linear_s, self._head_s, tokens, sampled)

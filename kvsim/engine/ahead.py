@@ -149,23 +149,11 @@ class AheadReplica(Replica):
         if self._circles or not (self.running_now or self.waiting):
             self._rest()
             return
-        kv = self.kv
         if self._seen_ns > self.boundary_ns:  # the device is idle
             if self._samples.next_ns < self._seen_ns:
                 self._sample(self._seen_ns)
             self.boundary_ns = self._seen_ns
-        growth = kv.growth_blocks(self.decode_step, 1)
-        if (
-            growth > kv.free_blocks
-            or self._asking
-            or ((self.waiting or self.prefilling) and (self._changed or not self._leaps))
-        ):
-            self._send_off(self._consult(self.boundary_ns))
-        else:
-            self._changed = False
-            self._decodes = self.decoding_count
-            kv.free_blocks -= growth
-            self._send_off(None)
+        self._send_off(self._planned(self.boundary_ns))
 
     def _send_off(self, plan: Plan | None) -> None:
         self.stretch_start_ns = boundary_ns = self.boundary_ns

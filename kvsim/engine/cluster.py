@@ -23,7 +23,7 @@ from kvsim.engine.frontend import FrontEnd
 from kvsim.engine.link import Flow, SharedLink
 from kvsim.engine.pace import DecodePace
 from kvsim.engine.recorder import Recorder, RequestColumns, TimelineSamples, join_timelines
-from kvsim.engine.replica import INBOX_OF_MANY, Replica
+from kvsim.engine.replica import Replica
 from kvsim.engine.sending import Followers
 from kvsim.engine.state import ReplicaState
 from kvsim.engine.steps import Steps
@@ -456,10 +456,7 @@ class Simulation:
                 complete(request)
             replica = replicas[route(request, replicas, memory)]
             ids.append(replica.id)
-            inbox = replica.inbox
-            inbox.append(request)
-            if len(inbox) >= INBOX_OF_MANY:
-                replica.settle(row[1])
+            replica.enqueue(request, row[1])
         return ids
 
     def _complete(self, request: Request) -> None:

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from kvsim.core.request import DECODING, ENDED, HELD, LEAVING, WAITING, Request
+from kvsim.core.request import DECODING, ENDED, HELD, WAITING, Request
 from kvsim.core.shape import BatchShape
 from kvsim.engine.books import SECOND
 from kvsim.engine.clock import FOREVER
@@ -22,7 +22,7 @@ _LONGEST_LIST = 256
 _SHORTEST_PACED = 4
 """A list of so few steps is cheaper than look-ups all over a table (cache misses)."""
 _INBOX = 512
-INBOX_OF_MANY = 128
+_INBOX_OF_MANY = 128
 """With more than one replica: what is created must still be in the processor's cache when it is looked at."""
 ROUND = 6755399441055744.0
 """1.5 * 2^52: x + ROUND - ROUND is x rounded half to even, for x below 2^51, in a third of the time of round()."""
@@ -395,7 +395,7 @@ class Replica(Steps):
                     finish, admission, request = heappop(finishing)
                     if request.finish_step != finish or request.admission != admission or request.state != DECODING:
                         continue
-                    if ahead and (request.ends_by_eos or cache):
+                    if ahead:
                         self.decoding_count, self._context, self._squares = decodes, context, squares
                         self.decode_step, self._cohort_ns = step, end
                         self._finish_decode(request, end)
@@ -405,19 +405,9 @@ class Replica(Steps):
                     decodes -= 1
                     context -= request_context
                     squares -= request_context * request_context
-                    if ahead:
-                        kv.leave(request, request_context)
-                        request.computed_tokens = request_context
-                        request.target_tokens = request_context + 1
-                        request.generated_tokens = request.output_tokens
-                        request.state = LEAVING
-                        self.other_context += request_context
-                        leaving.append(request)
-                        self._changed = True
-                    else:
-                        release(request, request_context)
-                        del running_now[request]
-                        request.state = ENDED
+                    release(request, request_context)
+                    del running_now[request]
+                    request.state = ENDED
                     i = bisect_left(gap_starts, request.gap_from_ns)
                     gap = gap_sizes[i] if i < len(gap_sizes) else 0
                     finish_column[request.id] = end
@@ -591,7 +581,7 @@ class Replica(Steps):
     def enqueue(self, request: Request, now_ns: int) -> None:
         """A request arrives. Unless somebody watches, it is enough to look at the inbox once it is full."""
         self.inbox.append(request)
-        if self.eager or len(self.inbox) >= INBOX_OF_MANY:
+        if self.eager or len(self.inbox) >= _INBOX_OF_MANY:
             self.settle(now_ns)
 
     def enqueue_rows(

@@ -35,6 +35,13 @@ class Steps(Books):
             self._take_bookings(start)
         if self.offers:
             self._simulation.take_offers(self, start)
+        self._send_off(self._planned(start))
+
+    def _planned(self, start: int) -> Plan | None:
+        """The step that starts there, by the scheduler if it has anything to decide (None: everybody decodes).
+
+        The blocks for it are taken.
+        """
         kv = self.kv
         growth = kv.growth_blocks(self.decode_step, 1)
         if (
@@ -42,12 +49,11 @@ class Steps(Books):
             or self._asking
             or ((self.waiting or self.prefilling) and (self._changed or not self._leaps))
         ):
-            self._send_off(self._consult(start))
-        else:
-            self._changed = False
-            self._decodes = self.decoding_count
-            kv.free_blocks -= growth
-            self._send_off(None)
+            return self._consult(start)
+        self._changed = False
+        self._decodes = self.decoding_count
+        kv.free_blocks -= growth
+        return None
 
     def _send_off(self, plan: Plan | None) -> None:
         """Launch what was planned (None: everybody decodes). The blocks for its first step are taken."""
