@@ -153,18 +153,19 @@ class World:
     options: Options
     seed: int = 0
 
+    def run_options(self, **more: Any) -> RunOptions:
+        given: dict[str, Any] = {
+            "seed": self.seed,
+            "closed_sessions": self.options.closed_sessions,
+            "max_concurrency": self.options.max_concurrency,
+            "client_timeout_ns": self.options.client_timeout_ns,
+            "give_up_at_deadline": self.options.give_up_at_deadline,
+            "horizon_ns": self.options.horizon_ns,
+        }
+        return RunOptions(**(given | more))
+
     def simulate(self, mode: Mode = "leap", **more: Any) -> RunLog:
-        run_options = RunOptions(
-            mode=mode,
-            seed=self.seed,
-            closed_sessions=self.options.closed_sessions,
-            max_concurrency=self.options.max_concurrency,
-            client_timeout_ns=self.options.client_timeout_ns,
-            give_up_at_deadline=self.options.give_up_at_deadline,
-            horizon_ns=self.options.horizon_ns,
-            **more,
-        )
-        return simulate(self.trace, cluster(*self.pools, options=self.options), run_options)
+        return simulate(self.trace, cluster(*self.pools, options=self.options), self.run_options(mode=mode, **more))
 
     def reference(self) -> Outcome:
         return Reference(self.trace, self.pools, self.options, self._router_rng).run()

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kvsim.core.trace import Ragged, Trace
+from kvsim.core.trace import Ragged, Trace, previous_rows
 
 Segment: TypeAlias = tuple[int, int, int]
 """(stream, first, tokens): tokens ``first`` to ``first + tokens - 1`` of an endless stream of tokens. Two tokens are
@@ -255,19 +255,14 @@ def carried_on(trace: Trace) -> NDArray[np.int64]:
     waits for that one, where ``wait_for`` says who waits for whom). A prompt that is shorter than the two together is
     of a history that was cut, and carries on nothing.
     """
-    n = len(trace)
-    before = np.full(n, -1, np.int64)
     number = trace.session if trace.history is None else trace.history
     if number is None:
-        return before
-    order = np.argsort(number, kind="stable")
-    earlier, later = order[:-1], order[1:]
-    fits = trace.prompt_tokens[later] >= trace.prompt_tokens[earlier] + trace.output_tokens[earlier]
-    follows = (number[earlier] == number[later]) & (number[later] >= 0) & fits
-    before[later[follows]] = earlier[follows]
+        return np.full(len(trace), -1)
+    before = previous_rows(number)
+    before[trace.prompt_tokens < (trace.prompt_tokens + trace.output_tokens)[before]] = -1
     if trace.history is None and trace.wait_for is not None:
         rows = trace.wait_for.rows
-        waits = np.zeros(n, bool)
+        waits = np.zeros(len(trace), bool)
         waits[rows[trace.wait_for.values == before[rows]]] = True
         before[~waits] = -1
     return before

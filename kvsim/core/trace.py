@@ -98,6 +98,22 @@ class Ragged:
         return Ragged(values, offsets)
 
 
+def previous_rows(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The row before each row that has the same number (of a session, say), -1 if there is none; shape (n,).
+
+    Rows with number -1 stand alone.
+
+    >>> previous_rows(np.array([7, -1, 8, 7, -1, 7])).tolist()
+    [-1, -1, -1, 0, -1, 3]
+    """
+    before = np.full(len(numbers), -1)
+    order = np.argsort(numbers, kind="stable")
+    ordered = numbers[order]
+    same = (ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)
+    before[order[1:][same]] = order[:-1][same]
+    return before
+
+
 def waits_among(wait_for: Ragged, kept: NDArray[Any]) -> Ragged:
     """``wait_for`` of the rows at some increasing positions, by their new numbers.
 

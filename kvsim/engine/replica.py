@@ -262,8 +262,6 @@ class Replica(Steps):
                         # The last one is launched after the arrival (ahead: all but one more are planned after it).
                         if begin_ns + sums[after - 1] >= arrival_ns:
                             after = ahead + bisect_left(sums, arrival_ns - begin_ns, place + 1 - ahead, after)
-                            if after > place + steps:
-                                after = place + steps
                             steps = after - place
                         end = begin_ns + sums[after]
                         if end > now_ns and steps > leap:

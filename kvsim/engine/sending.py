@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.content import view
-from kvsim.core.trace import Ragged, Trace
+from kvsim.core.trace import Ragged, Trace, previous_rows
 
 
 class Followers:
@@ -44,11 +44,5 @@ class Followers:
 
 def _turns(trace: Trace) -> Ragged:
     """What rows wait for if the trace does not say: each for the one before it in its session."""
-    n = len(trace)
-    before = np.full(n, -1)
-    if trace.session is not None:
-        order = np.argsort(trace.session, kind="stable")
-        session = trace.session[order]
-        same = (session[1:] == session[:-1]) & (session[1:] >= 0)
-        before[order[1:][same]] = order[:-1][same]
+    before = np.full(len(trace), -1) if trace.session is None else previous_rows(trace.session)
     return Ragged(before[before >= 0], np.concatenate(([0], np.cumsum(before >= 0))))

@@ -60,12 +60,7 @@ def test_stepping_and_leaping_agree_whatever_surrounds_the_replicas(world: World
     ends = (np.arange(len(world.trace)) % 4 < eos).astype(np.int64)
     trace = dataclasses.replace(world.trace, ends_by_eos=ends)
     ahead = Cluster((pool,), world.options.max_model_len, None, world.options.reject_oversized)
-    options = RunOptions(
-        seed=world.seed,
-        closed_sessions=world.options.closed_sessions,
-        max_concurrency=world.options.max_concurrency,
-        horizon_ns=world.options.horizon_ns,
-    )
+    options = world.run_options(client_timeout_ns=None, give_up_at_deadline=False)
     leap = simulate(trace, ahead, options)
     step = simulate(trace, ahead, dataclasses.replace(options, mode="step", check_laws=True))
     assert broken_laws(leap) == []

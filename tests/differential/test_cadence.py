@@ -5,7 +5,7 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvsim.core.cluster import Cluster, RunOptions
+from kvsim.core.cluster import Cluster
 from kvsim.engine import simulate
 from kvsim.metrics.laws import broken_laws
 from kvsim.schedulers.chunked_prefill import ChunkedPrefill
@@ -20,13 +20,7 @@ def test_stepping_and_leaping_agree_whatever_surrounds_the_replicas(world: World
         scheduler = dataclasses.replace(pool.scheduler, prefill_schedule_interval=interval)
         pool = dataclasses.replace(pool, scheduler=scheduler)
     held = Cluster((pool,), world.options.max_model_len, None, world.options.reject_oversized)
-    options = RunOptions(
-        seed=world.seed,
-        closed_sessions=world.options.closed_sessions,
-        max_concurrency=world.options.max_concurrency,
-        client_timeout_ns=world.options.client_timeout_ns,
-        horizon_ns=world.options.horizon_ns,
-    )
+    options = world.run_options()
     leap = simulate(world.trace, held, options)
     step = simulate(world.trace, held, dataclasses.replace(options, mode="step", check_laws=True))
     assert broken_laws(leap) == []
