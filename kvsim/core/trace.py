@@ -328,6 +328,13 @@ class Trace:
         numbers = [getattr(self, column), getattr(self.source_failed, column, None)]
         return 1 + max((int(each.max(initial=-1)) for each in numbers if each is not None), default=-1)
 
+    def waits(self) -> Ragged:
+        """``wait_for``; if the trace does not say, each row waits for the one before it in its session."""
+        if self.wait_for is not None:
+            return self.wait_for
+        before = np.full(len(self), -1) if self.session is None else previous_rows(self.session)
+        return Ragged(before[before >= 0], np.concatenate(([0], np.cumsum(before >= 0))))
+
     def select(self, rows: NDArray[Any] | slice) -> "Trace":
         """The trace of some rows only: a slice, a mask, or positions in increasing order.
 

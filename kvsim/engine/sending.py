@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.content import view
-from kvsim.core.trace import Ragged, Trace, previous_rows
+from kvsim.core.trace import Trace
 
 
 class Followers:
@@ -19,7 +19,7 @@ class Followers:
     __slots__ = ("_first", "_rows", "_waiting", "first_rows", "think_ns")
 
     def __init__(self, trace: Trace) -> None:
-        waits = _turns(trace) if trace.wait_for is None else trace.wait_for
+        waits = trace.waits()
         awaited = np.bincount(waits.values, minlength=len(trace))
         self.first_rows: NDArray[np.int64] = np.flatnonzero(waits.counts == 0)
         self.think_ns = view(np.zeros(len(trace), np.int64) if trace.think_ns is None else trace.think_ns)
@@ -40,9 +40,3 @@ class Followers:
             if not waiting[follower]:
                 released.append(follower)
         return released
-
-
-def _turns(trace: Trace) -> Ragged:
-    """What rows wait for if the trace does not say: each for the one before it in its session."""
-    before = np.full(len(trace), -1) if trace.session is None else previous_rows(trace.session)
-    return Ragged(before[before >= 0], np.concatenate(([0], np.cumsum(before >= 0))))

@@ -536,14 +536,7 @@ def _waits(traces: Sequence[Trace], rows: NDArray[np.int64], copy: NDArray[np.in
     """``wait_for`` of gathered rows: the row of the same copy. A trace without it waits within sessions."""
     values, counts, first = [], [], 0
     for t in traces:
-        column = t.wait_for
-        if column is None:
-            session = np.full(len(t), -1) if t.session is None else t.session
-            by_session = np.argsort(session, kind="stable")
-            follows = (session[by_session[1:]] == session[by_session[:-1]]) & (session[by_session[1:]] >= 0)
-            before = np.full(len(t), -1)
-            before[by_session[1:][follows]] = by_session[:-1][follows]
-            column = Ragged(before[before >= 0], np.concatenate(([0], np.cumsum(before >= 0))))
+        column = t.waits()
         values.append(column.values + first)
         counts.append(column.counts)
         first += len(t)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvsim.core.errors import InputError
-from kvsim.core.trace import RAGGED_COLUMNS, RejectedRow, Trace
+from kvsim.core.trace import RAGGED_COLUMNS, RejectedRow, Trace, previous_rows
 
 BATCH_ROWS: Final = 131_072
 """Rows of one Parquet row group."""
@@ -193,10 +193,9 @@ def write_burstgpt_csv(trace: Trace, path: str | os.PathLike[str]) -> None:
 def _elapsed(trace: Trace, session: NDArray[np.int64]) -> NDArray[np.int64]:
     """How long each row took, (n,) ns, such that the pauses behind it are the trace's: as recorded, if that gives them;
     0 where it is not recorded and no turn follows."""
-    by_session = np.argsort(session, kind="stable")
-    earlier, later = by_session[:-1], by_session[1:]
-    turns = (session[earlier] == session[later]) & (session[later] >= 0)
-    earlier, later = earlier[turns], later[turns]
+    before = previous_rows(session)
+    later = np.flatnonzero(before >= 0)
+    earlier = before[later]
     elapsed_ns = np.zeros(len(session), np.int64) if trace.elapsed_ns is None else np.maximum(trace.elapsed_ns, 0)
     gap_ns = trace.arrival_ns[later] - trace.arrival_ns[earlier]
     think_ns = 0 if trace.think_ns is None else trace.think_ns[later]

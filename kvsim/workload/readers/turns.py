@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from kvsim.core.trace import previous_rows
+
 
 def think_times(
     arrival_ns: NDArray[np.int64], session: NDArray[np.int64], elapsed_ns: NDArray[np.int64]
@@ -11,10 +13,9 @@ def think_times(
 
     0 for a first turn and where ``session`` is -1.
     """
-    by_session = np.argsort(session, kind="stable")
-    earlier, later = by_session[:-1], by_session[1:]
-    turns = (session[earlier] == session[later]) & (session[later] >= 0)
-    earlier, later = earlier[turns], later[turns]
+    before = previous_rows(session)
+    later = np.flatnonzero(before >= 0)
+    earlier = before[later]
     think_ns = np.zeros(len(session), np.int64)
     think_ns[later] = np.maximum(0, arrival_ns[later] - arrival_ns[earlier] - elapsed_ns[earlier])
     return think_ns
